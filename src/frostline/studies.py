@@ -1,0 +1,405 @@
+"""Study files: TOML in, frozen dataclasses out. The form is checked here, names are checked by the harness."""
+
+import dataclasses
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frostline.errors import UserError, nearest
+
+PROTOCOLS = ("clean", "document")
+POOLINGS = ("average", "max", "flatten")
+ACTIVATIONS = ("softmax", "sigmoid", "logit")
+SCALINGS = ("backbone", "none", "unit", "symmetric")
+BATCH_NORMS = ("keras", "inference")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+XLA = ("auto", "on", "off")
+HEAD_LAYERS = ("dense", "conv", "dropout", "batch_norm")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The task: which images, which classes, and how they are split."""
+
+    dataset: str
+    path: str | None = None
+    image_size: int | None = None
+    classes: tuple[int | str, ...] | None = None
+    protocol: str = "clean"
+    validation: float = 0.1
+    split_seed: int = 0
+    scaling: str = "backbone"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The network without its classifier; `weights` is None where a pre-training supplies them."""
+
+    name: str
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class HeadLayer:
+    """One layer of a head: its kind and its units, filters or rate."""
+
+    kind: str
+    size: float
+
+
+@dataclass(frozen=True)
+class Head:
+    """The classifier: pooling, layers, then an output layer that is always there."""
+
+    pooling: str = "average"
+    layers: tuple[HeadLayer, ...] = ()
+    l2: float = 0.0
+    activation: str = "softmax"
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the validation loss has not improved for `patience` epochs."""
+
+    patience: int
+    restore_best: bool = True
+
+
+@dataclass(frozen=True)
+class ReduceOnPlateau:
+    """Multiply the learning rate by `factor` after `patience` epochs without a better validation loss."""
+
+    factor: float
+    patience: int
+    min_learning_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of training with one freeze mask."""
+
+    train: tuple[str, ...] = ("all",)
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    batch_size: int = 32
+    epochs: int = 10
+    batch_norm: str = "keras"
+    early_stopping: EarlyStopping | None = None
+    reduce_on_plateau: ReduceOnPlateau | None = None
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """One freeze configuration: which layers train, in which stages, behind which head."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    head: Head | str | None = None
+    weights: str | None = None
+    reset: tuple[str, ...] = ()
+    precision: tuple[str, ...] = ("auto",)
+    xla: tuple[str, ...] = ("auto",)
+    reported: dict[str, Any] | None = field(default=None, hash=False)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data and the one configuration that is trained on it: what `[pretrain]` describes."""
+
+    data: Data
+    freeze: Freeze
+
+
+@dataclass(frozen=True)
+class Study:
+    """A task, a backbone, and the freeze configurations to compare on it."""
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    data: Data
+    backbone: Backbone
+    freeze: tuple[Freeze, ...]
+    pretrain: Task | None = None
+
+
+# -- finding and reading ---------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """`bench/studies` of the current folder, else of the checkout this package runs from."""
+    local = Path("bench/studies")
+    return local if local.is_dir() else Path(__file__).resolve().parents[2] / "bench" / "studies"
+
+
+def names() -> list[str]:
+    """The studies that can be run by name."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def load(name: str) -> Study:
+    """Read a study by its name under `bench/studies` or by the path of a TOML file; raises UserError."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = folder() / f"{name}.toml"
+        if not path.is_file():
+            raise UserError(f"unknown study {name!r}; {nearest(name, names())}; or give the path of a .toml file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the study {path}: {error}") from error
+    return parse(text, path.stem, where=str(path))
+
+
+def parse(text: str, name: str, where: str = "study") -> Study:
+    """A Study from TOML text; raises UserError that names the key, what was given and what is known."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not TOML: {error}") from error
+    if bad := [c for c in name if not (c.isalnum() or c in "_-")]:
+        raise UserError(f"{where}: the file's name becomes part of model names; {bad[0]!r} cannot stand in one")
+    return _study(table, name, where)
+
+
+# -- tables to dataclasses -------------------------------------------------------------------------
+
+Reader = Callable[[Any, str], Any]
+
+
+def _study(table: dict[str, Any], name: str, where: str) -> Study:
+    known = ("title", "seeds", "data", "backbone", "pretrain", "head", "train", "freeze")
+    _only(table, known, where)
+    for needed in ("data", "backbone", "freeze"):
+        if needed not in table:
+            raise UserError(f"{where}: [{needed}] is missing; a study needs [data], [backbone] and [[freeze]]")
+    data = _data(table["data"], f"{where}: [data]")
+    backbone = _fill(Backbone, table["backbone"], f"{where}: [backbone]", {"name": _text, "weights": _text})
+    base = _stage(table.get("train", {}), f"{where}: [train]", Stage())
+    head = _head(table["head"], f"{where}: [head]") if "head" in table else None
+    entries = _list(table["freeze"], f"{where}: [[freeze]]")
+    freeze = tuple(_freeze(entry, where, base, head) for entry in entries)
+    twice = sorted({f.name for f in freeze if sum(g.name == f.name for g in freeze) > 1})
+    if twice:
+        raise UserError(f"{where}: two freeze configurations are called {twice[0]!r}; give each its own name")
+    seeds = tuple(_list(table.get("seeds", [0]), f"{where}: seeds"))
+    if not seeds or not all(_is_int(seed) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: seeds = {list(seeds)}; give different whole numbers from 0, such as [0, 1, 2]")
+    pretrain = _pretrain(table["pretrain"], where, table, base) if "pretrain" in table else None
+    if any(f.head == "inherit" for f in freeze) and pretrain is None:
+        raise UserError(f'{where}: head = "inherit" keeps the head of a [pretrain], and there is none')
+    title = _text(table.get("title", name), f"{where}: title")
+    return Study(name, title, seeds, data, backbone, freeze, pretrain)
+
+
+def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage) -> Task:
+    where = f"{where}: [pretrain]"
+    _is_table(table, where)
+    parts = {"reported": {"reported"}, "stage": _fields(Stage), "data": _fields(Data), "head": _fields(Head)}
+    _only(table, [key for keys in parts.values() for key in sorted(keys)], where)
+    pick = {part: {k: v for k, v in table.items() if k in keys} for part, keys in parts.items()}
+    data = _data({**study["data"], **pick["data"]}, where)
+    stage = _stage({**pick["stage"], "train": pick["stage"].get("train", ["all"])}, where, base)
+    head = _head({**study.get("head", {}), **pick["head"]}, where) if pick["head"] or "head" in study else None
+    reported = _reported(table["reported"], where) if "reported" in table else None
+    return Task(data, Freeze("pretrain", (stage,), head, weights="none", reported=reported))
+
+
+def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Freeze:
+    _is_table(table, f"{where}: [[freeze]]")
+    if "name" not in table:
+        raise UserError(f"{where}: a [[freeze]] has no name; add name = \"...\"")
+    name = _text(table["name"], f"{where}: [[freeze]] name")
+    where = f"{where}: [[freeze]] {name!r}"
+    if name == "pretrain" or not all(c.isalnum() or c in "_-" for c in name):
+        raise UserError(f"{where}: a name is made of letters, digits, _ and -, and is not 'pretrain'")
+    own = ("name", "stages", "head", "weights", "reset", "precision", "xla", "reported")
+    _only(table, [*own, *sorted(_fields(Stage))], where)
+    base = _stage({k: v for k, v in table.items() if k not in own}, where, base)
+    entries = _list(table.get("stages", [{}]), f"{where}: stages")
+    if not entries:
+        raise UserError(f"{where}: stages is empty; give at least one, such as stages = [ {{ train = [\"head/.*\"] }} ]")
+    stages = tuple(_stage(entry, f"{where}: stages[{i}]", base) for i, entry in enumerate(entries))
+    return Freeze(
+        name=name,
+        stages=stages,
+        head=_head(table["head"], f"{where}: head") if "head" in table else head,
+        weights=_text(table["weights"], f"{where}: weights") if "weights" in table else None,
+        reset=_rules(table.get("reset", []), f"{where}: reset"),
+        precision=_choices(table.get("precision", "auto"), PRECISIONS, f"{where}: precision"),
+        xla=_choices(table.get("xla", "auto"), XLA, f"{where}: xla"),
+        reported=_reported(table["reported"], where) if "reported" in table else None,
+    )
+
+
+def _data(table: Any, where: str) -> Data:
+    readers: dict[str, Reader] = {
+        "dataset": _text,
+        "path": _text,
+        "image_size": _whole,
+        "classes": _classes,
+        "protocol": _one_of(PROTOCOLS),
+        "validation": _fraction,
+        "split_seed": lambda value, at: _whole(value, at, least=0),
+        "scaling": _one_of(SCALINGS),
+    }
+    return _fill(Data, table, where, readers)
+
+
+def _head(value: Any, where: str) -> Head | str:
+    if isinstance(value, str):
+        return value
+    readers: dict[str, Reader] = {
+        "pooling": _one_of(POOLINGS),
+        "layers": _head_layers,
+        "l2": lambda v, at: _number(v, at, least=0),
+        "activation": _one_of(ACTIVATIONS),
+    }
+    return _fill(Head, value, where, readers)
+
+
+def _head_layers(value: Any, where: str) -> tuple[HeadLayer, ...]:
+    layers = []
+    for i, entry in enumerate(_list(value, where)):
+        at = f"{where}[{i}]"
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise UserError(f"{at}: {entry!r} is not a layer; write one of {{ dense = 256 }}, {{ conv = 512 }}, "
+                            "{ dropout = 0.5 }, { batch_norm = true }")
+        _only(entry, HEAD_LAYERS, at)
+        kind, size = next(iter(entry.items()))
+        if kind == "batch_norm":
+            if size is not True:
+                raise UserError(f"{at}: batch_norm = {size!r}; write batch_norm = true, or leave the layer out")
+            layers.append(HeadLayer(kind, 1))
+        elif kind == "dropout":
+            layers.append(HeadLayer(kind, _fraction(size, at)))
+        else:
+            layers.append(HeadLayer(kind, _whole(size, at)))
+    return tuple(layers)
+
+
+def _stage(table: Any, where: str, base: Stage) -> Stage:
+    readers: dict[str, Reader] = {
+        "train": _rules,
+        "optimizer": _text,
+        "learning_rate": lambda v, at: _number(v, at, above=0),
+        "batch_size": _whole,
+        "epochs": _whole,
+        "batch_norm": _one_of(BATCH_NORMS),
+        "early_stopping": lambda v, at: _fill(
+            EarlyStopping, v, at, {"patience": _whole, "restore_best": _boolean}),
+        "reduce_on_plateau": lambda v, at: _fill(ReduceOnPlateau, v, at, {
+            "factor": _fraction, "patience": _whole, "min_learning_rate": lambda x, a: _number(x, a, least=0)}),
+    }
+    return _fill(Stage, table, where, readers, base)
+
+
+def _reported(value: Any, where: str) -> dict[str, Any]:
+    _is_table(value, f"{where}: reported")
+    known = ("trainable_params", "total_params", "top1", "train_top1", "validation_top1", "loss", "minutes")
+    _only(value, known, f"{where}: reported")
+    return {key: _number(number, f"{where}: reported.{key}") for key, number in value.items()}
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+def _fill(cls: type, table: Any, where: str, readers: dict[str, Reader], base: Any = None) -> Any:
+    _is_table(table, where)
+    _only(table, readers, where)
+    values = {key: readers[key](value, f"{where} {key}") for key, value in table.items()}
+    if base is not None:
+        return dataclasses.replace(base, **values)
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise UserError(f"{where}: {missing[0]} is missing; its keys are: {', '.join(readers)}")
+    return cls(**values)
+
+
+def _only(table: dict[str, Any], known: Any, where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
+
+
+def _fields(cls: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls)}
+
+
+def _is_table(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {value!r} is not a table of keys and values")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise UserError(f"{where} = {value!r} is not a list; write [ ... ]")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where} = {value!r} is not a text; write it in quotes")
+    return value
+
+
+def _boolean(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{where} = {value!r}; write true or false")
+    return value
+
+
+def _whole(value: Any, where: str, least: int = 1) -> int:
+    if not _is_int(value) or value < least:
+        raise UserError(f"{where} = {value!r}; give a whole number of at least {least}")
+    return value
+
+
+def _number(value: Any, where: str, least: float | None = None, above: float | None = None) -> float:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    if not good or (least is not None and value < least) or (above is not None and value <= above):
+        bound = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
+        raise UserError(f"{where} = {value!r}; give a number{bound}")
+    return value
+
+
+def _fraction(value: Any, where: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1:
+        raise UserError(f"{where} = {value!r}; give a number between 0 and 1")
+    return float(value)
+
+
+def _one_of(choices: tuple[str, ...]) -> Reader:
+    def read(value: Any, where: str) -> str:
+        if value not in choices:
+            raise UserError(f"{where} = {value!r}; {nearest(str(value), choices)}")
+        return value
+
+    return read
+
+
+def _choices(value: Any, choices: tuple[str, ...], where: str) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not values or len(set(map(str, values))) < len(values):
+        raise UserError(f"{where} = {value!r}; give one or several different of: {', '.join(choices)}")
+    return tuple(_one_of(choices)(v, where) for v in values)
+
+
+def _rules(value: Any, where: str) -> tuple[str, ...]:
+    rules = _list([value] if isinstance(value, str) else value, where)
+    return tuple(_text(rule, where) for rule in rules)
+
+
+def _classes(value: Any, where: str) -> tuple[int | str, ...]:
+    values = _list(value, where)
+    if not values or not all(isinstance(v, str) or (_is_int(v) and v >= 0) for v in values):
+        raise UserError(f"{where} = {value!r}; list class numbers from 0, or class names")
+    if len(set(map(str, values))) < len(values):
+        raise UserError(f"{where} = {value!r}; a class is listed twice")
+    return tuple(values)
