@@ -1,6 +1,6 @@
 """Facts about the machine and the software that a result depends on."""
 
-import ctypes
+import contextlib
 import os
 import platform
 import shutil
@@ -82,10 +82,8 @@ def commit() -> str | None:
 
 def reset_peak_memory() -> None:
     """Set the peak of this process's resident memory to what it holds now, where the system can (Linux)."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak_memory_bytes() -> int | None:
@@ -103,9 +101,3 @@ def peak_memory_bytes() -> int | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends (Linux), so that a kill -9 leaves no orphan at work."""
-    if sys.platform == "linux":
-        kill_signal, set_parent_death_signal = 9, 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, kill_signal)

@@ -1,0 +1,66 @@
+# frostline: `make bench` and `make test` set everything up by themselves.
+PYTHON  ?= python3
+VENV    ?= .venv
+STUDY   ?= digits
+RESULTS ?= results
+EXPORTS ?= exports
+DATA    ?=
+ARGS    ?=
+
+EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
+READY := $(VENV)/.ready-$(EXTRA)
+BIN   := $(VENV)/bin
+PLACE := --results $(RESULTS)
+FROM  := $(if $(DATA),--data-dir $(DATA))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench bench-gpu test lint table export infer lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  STUDY=$(STUDY) DATA=$(DATA) RESULTS=$(RESULTS) EXPORTS=$(EXPORTS) ARGS=$(ARGS) are passed on"
+
+setup: $(READY) ## the virtual environment, with the gpu extra where nvidia-smi lists a GPU
+
+$(READY): requirements/$(EXTRA).txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "frostline needs Python 3.11, 3.12 or 3.13; type: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements/$(EXTRA).txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+bench: $(READY) ## train, compare, export and measure STUDY
+	$(BIN)/frostline run $(STUDY) $(PLACE) --exports $(EXPORTS) $(FROM) $(ARGS)
+
+bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed precision with XLA, all runtimes
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "no GPU: nvidia-smi lists none"; exit 1; }
+	$(BIN)/frostline run digits $(PLACE) --exports $(EXPORTS) $(FROM) --xla on $(ARGS)
+	$(BIN)/frostline run cifar10_split $(PLACE) --exports $(EXPORTS) $(FROM) --xla on $(ARGS)
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+table: $(READY) ## the tables of RESULTS
+	@$(BIN)/frostline table $(RESULTS) $(ARGS)
+
+export: $(READY) ## publish the models of RESULTS into EXPORTS
+	$(BIN)/frostline export $(RESULTS) --exports $(EXPORTS) $(FROM) $(ARGS)
+
+infer: $(READY) ## measure the models of EXPORTS
+	$(BIN)/frostline infer $(EXPORTS) $(PLACE) $(FROM) $(ARGS)
+
+lock: $(READY) ## pin the dependencies of both extras anew
+	$(BIN)/python -m pip install --quiet uv
+	for extra in cpu gpu; do \
+	  $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	    --extra $$extra --extra dev --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
+	done
+
+clean: ## remove the environment and the caches, not your results or exports
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .benchmarks build dist src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

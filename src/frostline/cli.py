@@ -1,0 +1,224 @@
+"""The `frostline` command: flags in, one call, an exit status out."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from frostline import __version__
+from frostline.errors import UserError
+
+FORMATS = ("github", "plain", "csv", "latex", "json")
+LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when all went well, 1 when a cell failed, 2 for a mistake of the user, 130 on Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except UserError as error:
+        print(f"frostline: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("frostline: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and flags."""
+    top = argparse.ArgumentParser(prog="frostline", description="How much of a network to freeze, and what it costs.")
+    top.add_argument("--version", action="version", version=f"frostline {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    sub = commands.add_parser("list", help="what there is: studies, datasets, backbones, heads, runtimes")
+    sub.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS))
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=list_)
+
+    sub = commands.add_parser("run", help="train, compare, export and measure a study")
+    sub.add_argument("study", metavar="STUDY", help="a name under bench/studies, or the path of a .toml file")
+    _places(sub, "results", "exports", "data")
+    sub.add_argument("--only", action="append", default=[], metavar="NAME", help="this configuration alone; repeatable")
+    sub.add_argument("--seeds", type=_seeds, metavar="0,1,2", help="instead of the study's")
+    sub.add_argument("--epochs", type=_positive, metavar="N", help="at most N in every stage")
+    sub.add_argument("--limit", type=_positive, metavar="N", help="N training images, at most N to validate and test")
+    sub.add_argument("--weights", metavar="FILE|none|imagenet", help="in place of the study's source of weights")
+    sub.add_argument("--precision", type=_words, default=(), metavar="P[,P]", help="auto, float32, mixed_bfloat16, ...")
+    sub.add_argument("--xla", type=_words, default=(), metavar="auto|on|off[,...]", help="compile with XLA")
+    sub.add_argument("--fresh", action="store_true", help="do finished runs again")
+    sub.add_argument("--dry-run", action="store_true", help="show rows, parameters, time and memory; train nothing")
+    sub.add_argument("--no-export", action="store_true", help="publish no models")
+    sub.add_argument("--no-infer", action="store_true", help="measure no runtimes")
+    sub.set_defaults(command=run)
+
+    sub = commands.add_parser("table", help="comparison tables of finished runs")
+    sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
+    sub.add_argument("--format", choices=FORMATS, default="github")
+    sub.set_defaults(command=table)
+
+    sub = commands.add_parser("export", help="publish the models of a results folder")
+    sub.add_argument("results", type=Path, metavar="RESULTS")
+    _places(sub, "exports", "data")
+    sub.add_argument("--only", action="append", default=[], metavar="NAME", help="a configuration; repeatable")
+    sub.set_defaults(command=export)
+
+    sub = commands.add_parser("infer", help="measure published models on the runtimes")
+    sub.add_argument("exports", type=Path, metavar="EXPORTS")
+    _places(sub, "results", "data")
+    sub.add_argument("--runtime", action="append", default=[], metavar="NAME", help="this runtime alone; repeatable")
+    sub.add_argument("--batch-size", action="append", default=[], type=_positive, metavar="N", help="repeatable")
+    sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
+    sub.set_defaults(command=infer)
+    return top
+
+
+def _places(sub: argparse.ArgumentParser, *which: str) -> None:
+    if "results" in which:
+        sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    if "exports" in which:
+        sub.add_argument("--exports", type=Path, default=Path("exports"), metavar="DIR", help="default: exports")
+    if "data" in which:
+        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="where datasets are looked for first")
+
+
+# -- the commands --------------------------------------------------------------------------------------
+
+
+def list_(args: argparse.Namespace) -> int:
+    """Print what there is, all of it or one kind; nothing heavy is imported."""
+    what = [args.what] if args.what else list(LISTS)
+    found = {name: _entries(name) for name in what}
+    if args.format == "json":
+        print(json.dumps(found[args.what] if args.what else found, indent=2))
+        return 0
+    from tabulate import tabulate
+
+    for name, entries in found.items():
+        print(tabulate([[e["name"], e["summary"]] for e in entries], headers=[name, ""], tablefmt="simple"), end="\n\n")
+    return 0
+
+
+def _entries(what: str) -> list[dict[str, str]]:
+    from frostline import backbones, datasets, heads, runtimes, studies
+
+    tables: dict[str, Callable[[], dict[str, str]]] = {
+        "studies": lambda: {name: studies.load(name).title for name in studies.names()},
+        "datasets": lambda: {name: entry.summary for name, entry in datasets.DATASETS.items()},
+        "backbones": lambda: {name: entry.summary for name, entry in backbones.BACKBONES.items()},
+        "heads": lambda: {name: heads.describe(head) for name, head in heads.HEADS.items()}
+        | {"inherit": "the head of the pre-training, with its weights"},
+        "runtimes": lambda: {name: entry.summary for name, entry in runtimes.RUNTIMES.items()},
+    }
+    return [{"name": name, "summary": summary} for name, summary in tables[what]().items()]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a study and print its tables."""
+    from frostline import harness, records, tables
+    from frostline.plan import Options
+
+    options = Options(
+        only=tuple(args.only),
+        seeds=args.seeds,
+        epochs=args.epochs,
+        limit=args.limit,
+        weights=args.weights,
+        precision=args.precision,
+        xla=args.xla,
+    )
+    places = harness.Places(args.results, args.exports, args.data_dir)
+    if args.dry_run:
+        print(tables.plan(harness.dry_run(args.study, options, places)))
+        return 0
+    infer = not (args.no_infer or args.no_export)
+    good = harness.run_study(
+        args.study, options, places, fresh=args.fresh, export=not args.no_export, infer=infer
+    )
+    name = Path(args.study).stem
+    print(tables.render([r for r in records.read(args.results) if r["study"] == name], _terminal_format()))
+    return 0 if good else 1
+
+
+def table(args: argparse.Namespace) -> int:
+    """Print the tables of one or several results folders."""
+    from frostline import records, tables
+
+    for folder in args.results:
+        if not (folder / records.FILE).is_file():
+            raise UserError(f"{folder} holds no {records.FILE}; give a results folder, such as results")
+    print(tables.render([r for folder in args.results for r in records.read(folder)], args.format))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Publish the models of a results folder that are not published yet."""
+    from frostline import harness, records
+    from frostline.errors import nearest
+
+    places = harness.Places(args.results, args.exports, args.data_dir)
+    configurations = records.configurations(records.read(args.results))
+    known = sorted({c.freeze for c in configurations})
+    if not known:
+        raise UserError(f"{args.results} holds no finished run; type: frostline run STUDY --results {args.results}")
+    for name in args.only:
+        if name not in known:
+            raise UserError(f"--only {name}: no such configuration in {args.results}; {nearest(name, known)}")
+    chosen = {c.rows[-1]["configuration"] for c in configurations if not args.only or c.freeze in args.only}
+    with records.lock(args.results):
+        return 0 if harness.export_models(chosen, places) else 1
+
+
+def infer(args: argparse.Namespace) -> int:
+    """Measure published models and print their tables."""
+    from frostline import exporting, harness, records, tables
+
+    manifests = exporting.manifests(args.exports)
+    if not manifests:
+        raise UserError(f"{args.exports} holds no published model; type: frostline run STUDY --exports {args.exports}")
+    places = harness.Places(args.results, args.exports, args.data_dir)
+    with records.lock(args.results):
+        good = harness.infer_models(
+            None,
+            places,
+            names=args.runtime,
+            batch_sizes=args.batch_size or harness.BATCH_SIZES,
+            fresh=args.fresh,
+        )
+    names = {m["name"] for m in manifests}
+    shown = [r for r in records.read(args.results) if r["kind"] == "infer" and r["model"] in names]
+    print(tables.render(shown, _terminal_format()))
+    return 0 if good else 1
+
+
+def _terminal_format() -> str:
+    return "plain" if sys.stdout.isatty() else "github"
+
+
+# -- values of flags -----------------------------------------------------------------------------------
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(p.strip().isdecimal() for p in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different whole numbers, such as 0,1,2")
+    return tuple(int(p) for p in parts)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Seeds, precision and XLA: what was asked and what is in effect."""
+
+from typing import Any
+
+
+def configure(precision: str) -> None:
+    """Set the precision policy of the models built from here on, and let GPU memory grow as it is needed."""
+    import keras
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    keras.config.set_dtype_policy(precision)
+
+
+def seed_everything(seed: int) -> None:
+    """Forget earlier models, whose automatic layer names would count on, and seed Python, NumPy and TensorFlow."""
+    import keras
+
+    policy = keras.config.dtype_policy().name
+    keras.utils.clear_session(free_memory=True)  # forgets the precision policy too
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(seed)
+
+
+def kind() -> str:
+    """`gpu` when TensorFlow sees one, else `cpu`."""
+    import tensorflow as tf
+
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
+def mixed_precision() -> str:
+    """The mixed precision that fits the device: float16 on a GPU below compute capability 8, else bfloat16."""
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU")[:1]:
+        major, _ = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+        return "mixed_bfloat16" if major >= 8 else "mixed_float16"
+    return "mixed_bfloat16"
+
+
+def drain() -> None:
+    """Wait until the device has done what was asked of it, so that a clock read next tells the truth."""
+    if kind() == "gpu":
+        import tensorflow as tf
+
+        tf.test.experimental.sync_devices()
+
+
+def reset_peak_memory() -> None:
+    """Start the GPU's peak memory anew; nothing to do without one."""
+    if kind() == "gpu":
+        import tensorflow as tf
+
+        tf.config.experimental.reset_memory_stats("GPU:0")
+
+
+def peak_memory_bytes() -> int | None:
+    """Largest memory TensorFlow held on the first GPU since the reset; None without a GPU."""
+    if kind() != "gpu":
+        return None
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+def effective(model: Any) -> dict[str, Any]:
+    """Precision and XLA as a compiled model will run: Keras may have declined what was asked."""
+    precision = model.get_layer("scaling").dtype_policy.name
+    return {"precision": precision, "xla": bool(model.jit_compile), "device": kind()}

@@ -1,0 +1,72 @@
+"""The proof that artifacts answer as the model does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from frostline.runtimes import keras_predict, onnxruntime, saved_model
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    Outputs = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+BATCH_SIZES = (1, 7, 32, 3)
+TOLERANCE = 1e-5
+
+
+class ParityError(Exception):
+    """An artifact answers otherwise than the model it was made of."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference of logits, relative to the model's largest logit, by kind of artifact."""
+
+    differences: dict[str, float]
+    tolerance: float
+    batch_sizes: tuple[int, ...]
+    images: int
+
+
+def check(model: keras.Model, folders: dict[str, Path], images: np.ndarray, activation: str) -> Parity:
+    """Compare the artifacts in `folders` with the model over uint8 images [N,H,W,3]; raises ParityError.
+
+    All of it runs on the CPU: a GPU rounds the inputs of convolutions to ten bits (TF32), the model's included.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    batches = [images[np.arange(size) % len(images)] for size in BATCH_SIZES]
+    with tf.device("/cpu:0"):
+        expected = [model(batch, training=False).numpy() for batch in batches]
+    artifacts: dict[str, Outputs] = {
+        "keras": keras_predict.outputs(folders["keras"], activation, "cpu"),
+        "saved_model": saved_model.outputs(folders["saved_model"], "cpu"),
+        "onnx": onnxruntime.outputs(folders["onnx"], "cpu"),
+    }
+    differences = {}
+    for kind, outputs in artifacts.items():
+        pairs = zip(batches, expected, strict=True)
+        found = [_difference(outputs(batch), logits, activation) for batch, logits in pairs]
+        differences[kind] = float(np.max(found))  # NumPy's, because Python's would drop a NaN
+    if not all(difference <= TOLERANCE for difference in differences.values()):
+        numbers = ", ".join(f"{kind} {difference:.3g}" for kind, difference in differences.items())
+        raise ParityError(f"logits differ from the model's: {numbers} of the largest, {TOLERANCE:g} is allowed")
+    return Parity(differences, TOLERANCE, BATCH_SIZES, min(len(images), max(BATCH_SIZES)))
+
+
+def _difference(found: dict[str, np.ndarray], expected: np.ndarray, activation: str) -> float:
+    """Largest relative difference of logits; raises ParityError where the answer has another form."""
+    import numpy as np
+
+    logits, answer = found["logits"], keras_predict.probabilities(found["logits"], activation)
+    if logits.shape != expected.shape or logits.dtype != np.float32:
+        raise ParityError(f"logits are {logits.dtype} {logits.shape}, the model's float32 {expected.shape}")
+    if not np.allclose(found["probabilities"], answer, rtol=0, atol=TOLERANCE):
+        raise ParityError(f"probabilities are not the {activation} of the logits")
+    return float(np.abs(logits - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

@@ -1,0 +1,85 @@
+"""Version folders: numbered, built out of sight, shown by one rename, never touched again."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# The order in which a version appears: it is complete once the last one is there.
+KINDS = ("keras", "saved_model", "onnx")
+
+
+def next_version(exports: Path, name: str) -> int:
+    """One above the highest number that any kind holds, so that a number is never used for two models."""
+    return 1 + max((number for kind in KINDS for number in _numbers(exports / kind / name)), default=0)
+
+
+def current(exports: Path, name: str, kind: str = KINDS[-1]) -> dict[str, Any] | None:
+    """The manifest of one kind of a model's newest complete version, None where there is none."""
+    complete = set.intersection(*(_numbers(exports / of / name) for of in KINDS))
+    if not complete:
+        return None
+    return json.loads((exports / kind / name / str(max(complete)) / "manifest.json").read_text())
+
+
+def manifests(exports: Path, kind: str = KINDS[-1]) -> list[dict[str, Any]]:
+    """The newest manifest of every model, ordered by name."""
+    names = sorted(folder.name for folder in (exports / KINDS[-1]).glob("*"))
+    return [manifest for name in names if (manifest := current(exports, name, kind))]
+
+
+def _numbers(folder: Path) -> set[int]:
+    return {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
+
+
+# -- publishing ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def staging(exports: Path, name: str, version: int) -> Iterator[dict[str, Path]]:
+    """An empty folder per kind, on the file system of its future place; what is still there at the end is removed."""
+    mark = f".tmp-{version}-{secrets.token_hex(4)}"
+    folders = {kind: exports / kind / name / mark for kind in KINDS}
+    for folder in folders.values():
+        for leftover in folder.parent.glob(".tmp-*"):  # of an export that was killed
+            shutil.rmtree(leftover)
+        folder.mkdir(parents=True)
+    try:
+        yield folders
+    finally:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(folder: Path, about: dict[str, Any]) -> int:
+    """Write `manifest.json` with the facts, sizes and SHA-256 of the folder's files; returns their bytes together."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    text = json.dumps({**about, "size_bytes": size, "sha256": sums}, indent=2, allow_nan=False)
+    (folder / "manifest.json").write_text(text + "\n")
+    return size
+
+
+def reveal(folder: Path, version: int) -> Path:
+    """Rename a finished folder to its number, once all of it is on the disk and readable by every user."""
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        _sync(path)
+    final = folder.with_name(str(version))
+    os.rename(folder, final)  # refuses a folder that holds something
+    _sync(final.parent)
+    return final
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

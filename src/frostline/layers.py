@@ -1,0 +1,44 @@
+"""Keras layers of ours. Imported inside functions only, because it imports Keras."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable("frostline")
+class Dropout(keras.layers.Dropout):
+    """Dropout whose mask comes from the Philox generator, so that it is the same with and without XLA.
+
+    Keras's own layer leaves the generator to TensorFlow, which chooses another one when it compiles with XLA.
+    Inputs and outputs: float [N, ...].
+    """
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0:
+            return inputs
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        keep = tf.random.stateless_uniform(tf.shape(inputs), seed, alg="philox") >= self.rate
+        return tf.where(keep, inputs / (1 - self.rate), tf.zeros_like(inputs))
+
+
+@keras.saving.register_keras_serializable("frostline")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """BatchNormalization that can be told to run in inference mode whatever `training` says.
+
+    With `inference_only` the moving statistics are used and never moved; gamma and beta can still train. Passing
+    `training=False` where the layer is called is not enough: in Keras 3.15 `fit` overrides it. The attribute is read
+    when the model is traced, so it is set before `compile`.
+    """
+
+    inference_only = False
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=False if self.inference_only else training, mask=mask)
+
+
+# What stands in for these layers in an export, so that it loads without frostline.
+STANDARD = {Dropout: keras.layers.Dropout, BatchNormalization: keras.layers.BatchNormalization}
+
+
+def standard(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A layer with the configuration of `layer` and, where it is one of ours, Keras's own class."""
+    return STANDARD.get(type(layer), type(layer)).from_config(layer.get_config())

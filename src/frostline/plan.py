@@ -1,0 +1,252 @@
+"""From a study and the flags to its runs, each with the identity under which it is kept."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from frostline.errors import UserError, nearest
+from frostline.studies import PRECISIONS, XLA, Backbone, Data, Freeze, Head, Study, Task
+
+PRETRAIN = "pretrain"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags that change an experiment; each is part of a run's identity."""
+
+    only: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+    limit: int | None = None
+    weights: str | None = None
+    precision: tuple[str, ...] = ()
+    xla: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One freeze configuration with one seed, one precision and one XLA setting, as asked.
+
+    `freeze.weights` is `none`, `imagenet`, a file, or `pretrain`: then `pretrain_run` made them. `inherit_head`: the
+    head's weights come from there too. `configuration` is the identity without the seed: only runs that share it
+    are averaged.
+    """
+
+    id: str
+    identity: str
+    configuration: str
+    study: str
+    title: str
+    backbone: Backbone
+    data: Data
+    freeze: Freeze
+    inherit_head: bool
+    variant: str
+    seed: int
+    limit: int | None
+    epochs: int | None
+    fingerprint: str
+    pretrain: Task | None = None
+    pretrain_run: str | None = None
+
+    @property
+    def model(self) -> str:
+        """The name under which it is exported: study, freeze configuration and, where several, its variant."""
+        return ".".join(part for part in (self.study, self.freeze.name, self.variant) if part)
+
+    @property
+    def precision(self) -> str:
+        """Precision as asked."""
+        return self.freeze.precision[0]
+
+    @property
+    def xla(self) -> str:
+        """XLA as asked."""
+        return self.freeze.xla[0]
+
+
+def resolve(study: Study, options: Options) -> Study:
+    """The study with the flags applied and the source of every configuration's weights settled; raises UserError."""
+    known = [f.name for f in study.freeze]
+    for name in options.only:
+        if name not in known:
+            raise UserError(f"--only {name}: {study.name} has no such configuration; {nearest(name, known)}")
+    for flag, values, choices in (("precision", options.precision, PRECISIONS), ("xla", options.xla, XLA)):
+        for value in values:
+            if value not in choices:
+                raise UserError(f"--{flag} {value}: {nearest(value, choices)}")
+    chosen = [f for f in study.freeze if not options.only or f.name in options.only]
+    freeze = tuple(_apply(_source(f, study, options), options) for f in chosen)
+    pretrain = study.pretrain
+    if pretrain:
+        source = _apply(pretrain.freeze, options)
+        source = dataclasses.replace(source, precision=source.precision[:1], xla=source.xla[:1])
+        pretrain = Task(pretrain.data, source)
+    return dataclasses.replace(study, freeze=freeze, pretrain=pretrain, seeds=options.seeds or study.seeds)
+
+
+def _source(freeze: Freeze, study: Study, options: Options) -> Freeze:
+    if freeze.weights:
+        weights = freeze.weights
+    elif options.weights:
+        weights = options.weights
+    elif study.pretrain:
+        weights = PRETRAIN
+    elif study.backbone.weights:
+        weights = study.backbone.weights
+    else:
+        raise UserError(
+            f"{study.name}: nothing says where the weights of {freeze.name!r} come from; add a [pretrain], or "
+            'weights = "imagenet", "none" or a file to [backbone]'
+        )
+    return dataclasses.replace(freeze, weights=weights)
+
+
+def _apply(freeze: Freeze, options: Options) -> Freeze:
+    cap = options.epochs
+    stages = (dataclasses.replace(stage, epochs=min(stage.epochs, cap or stage.epochs)) for stage in freeze.stages)
+    return dataclasses.replace(
+        freeze,
+        stages=tuple(stages),
+        precision=options.precision or freeze.precision,
+        xla=options.xla or freeze.xla,
+    )
+
+
+def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], digest: Callable[[str], str]) -> list[Run]:
+    """All runs of a resolved study, in the order they are executed: for each seed the pre-training, then the rest.
+
+    `fingerprint` hashes the data a run uses, `digest` the weights file it starts from.
+    """
+    prints = {data: fingerprint(data) for data in _datas(study)}
+    planned = []
+    for seed in study.seeds:
+        source = None
+        if study.pretrain and any(f.weights == PRETRAIN for f in study.freeze):
+            source = _run(study, study.pretrain.data, study.pretrain.freeze, seed, options, prints, digest)
+            planned.append(source)
+        for freeze in study.freeze:
+            start = source if freeze.weights == PRETRAIN else None
+            variants = [(p, x) for p in freeze.precision for x in freeze.xla]
+            for precision, xla in variants:
+                one = dataclasses.replace(freeze, precision=(precision,), xla=(xla,))
+                name = f"{precision}-xla_{xla}" if len(variants) > 1 else ""
+                planned.append(_run(study, study.data, one, seed, options, prints, digest, name, start))
+    return planned
+
+
+def _datas(study: Study) -> set[Data]:
+    return {study.data, *([study.pretrain.data] if study.pretrain else [])}
+
+
+def _run(
+    study: Study,
+    data: Data,
+    freeze: Freeze,
+    seed: int,
+    options: Options,
+    prints: Mapping[Data, str],
+    digest: Callable[[str], str],
+    variant: str = "",
+    source: Run | None = None,
+) -> Run:
+    inherit = freeze.head == "inherit"
+    head = _inherited(study) if inherit else freeze.head
+    freeze = dataclasses.replace(freeze, head=head)
+    weights = freeze.weights or "none"
+    asked = {
+        "study": study.name,
+        "backbone": plain(study.backbone),
+        "data": plain(data),
+        "freeze": {k: v for k, v in plain(freeze).items() if k != "reported"},
+        "inherit_head": inherit,
+        "weights": weights if weights in ("none", "imagenet", PRETRAIN) else digest(weights),
+        "pretrain": source and source.configuration,
+        "limit": options.limit,
+        "epochs": options.epochs,
+        "fingerprint": prints[data],
+    }
+    configuration = _hash(asked)
+    identity = _hash({"configuration": configuration, "seed": seed})
+    run_id = ".".join(p for p in (study.name, freeze.name, variant, f"s{seed}", identity[:10]) if p)
+    return Run(
+        id=run_id,
+        identity=identity,
+        configuration=configuration,
+        study=study.name,
+        title=study.title,
+        backbone=study.backbone,
+        data=data,
+        freeze=freeze,
+        inherit_head=inherit and weights != "none",
+        variant=variant,
+        seed=seed,
+        limit=options.limit,
+        epochs=options.epochs,
+        fingerprint=prints[data],
+        pretrain=study.pretrain,
+        pretrain_run=source.id if source else None,
+    )
+
+
+def _inherited(study: Study) -> Head | str | None:
+    return study.pretrain.freeze.head if study.pretrain else None
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def heading(run: Run) -> dict[str, Any]:
+    """What every record of a run begins with: who it is, and what was asked."""
+    return {
+        "kind": "train",
+        "run": run.id,
+        "identity": run.identity,
+        "configuration": run.configuration,
+        "study": run.study,
+        "title": run.title,
+        "freeze": run.freeze.name,
+        "variant": run.variant,
+        "model": run.model,
+        "seed": run.seed,
+        "protocol": run.data.protocol,
+        "limit": run.limit,
+        "epochs_cap": run.epochs,
+        "precision_asked": run.precision,
+        "xla_asked": run.xla,
+        "engine_asked": "plain",
+        "reported": run.freeze.reported,
+        "config": plain(run),
+    }
+
+
+# -- to JSON and back --------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as dicts and lists, for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def restore(kind: Any, value: Any) -> Any:
+    """The value of type `kind` that `plain` was given."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: restore(hints[name], item) for name, item in value.items()})
+    arguments = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or isinstance(value, (str, int, float)):
+            return value
+        wanted = tuple if isinstance(value, list) else object
+        fitting = [a for a in arguments if (typing.get_origin(a) is tuple) == (wanted is tuple)]
+        return restore(next(a for a in fitting if a not in (str, int, float, type(None))), value)
+    if origin is tuple:
+        return tuple(restore(arguments[0], item) for item in value)
+    return value

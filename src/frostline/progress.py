@@ -1,0 +1,64 @@
+"""What a person sees while work goes on: a bar in a terminal, plain lines elsewhere; both on standard error."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+QUIET_SECONDS = 5.0
+
+
+class Progress:
+    """Shows one running task of known size; opened with `with`."""
+
+    def __init__(self, total: float, unit: str = "epochs", clock=time.monotonic) -> None:
+        self.total, self.unit, self.clock = total, unit, clock
+        self.done = 0.0
+        self.started = clock()
+        self.last_line = float("-inf")
+        self.bar: Any = None
+        self.task: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.total)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def show(self, text: str, advance: float = 0.0) -> None:
+        """Say what is going on now, and that `advance` more of the total is done; lines come at most every 5 s."""
+        self.done += advance
+        if self.bar:
+            self.bar.update(self.task, description=text, advance=advance)
+        elif self.clock() - self.last_line >= QUIET_SECONDS:
+            self.last_line = self.clock()
+            print(f"{text}{self._left()}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.bar:
+            self.bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        if not 0 < self.done < self.total:
+            return ""
+        seconds = (self.clock() - self.started) / self.done * (self.total - self.done)
+        return f" - {self.done:g}/{self.total:g} {self.unit}, about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,156 @@
+"""The results folder: one JSON line per finished run, appended and never changed."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frostline.errors import UserError
+
+SCHEMA = 1
+FILE = "records.jsonl"
+
+
+def run_folder(results: Path, run: str) -> Path:
+    """Where the weights, the predictions and the log of a run are."""
+    return results / "runs" / run
+
+
+@contextmanager
+def lock(results: Path) -> Iterator[None]:
+    """Hold the results folder for one writing command; raises UserError when another holds it or it is not writable."""
+    import fcntl
+
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        handle = os.open(results / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write to the results folder {results}: {error.strerror}; choose --results DIR") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"another frostline command (process {holder}) is writing to {results}; "
+                "wait for it, or choose another --results DIR"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def append(results: Path, record: dict[str, Any]) -> None:
+    """Add one record durably; raises UserError when the disk refuses it, and then leaves the file as it was."""
+    line = json.dumps({"schema": SCHEMA, **finite(record)}, allow_nan=False, ensure_ascii=False) + "\n"
+    path = results / FILE
+    try:
+        _drop_torn_line(path)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            data = line.encode()
+            try:
+                if os.write(handle, data) != len(data):
+                    raise OSError(28, "no space left on device")
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space, or choose --results DIR") from error
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """All records, oldest first; a line torn by a crash at the very end is not a record. Raises UserError."""
+    path = results / FILE
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines[:-1], 1) if line]
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as null, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        schema = record["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is not a frostline record; move the file away, or choose --results DIR") from error
+    if schema != SCHEMA:
+        advice = "upgrade frostline" if schema > SCHEMA else "run the study again with --fresh"
+        raise UserError(f"{where} has schema {schema}, this frostline reads {SCHEMA}; {advice}")
+    return record
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut what a crash left behind the last newline, so that the next record starts on a line of its own."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The newest records of one freeze configuration, one per seed, and how many older configurations share its name."""
+
+    study: str
+    freeze: str
+    variant: str
+    rows: list[dict[str, Any]]
+    others: int
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["outcome"] == "ok"]
+
+    @property
+    def representative(self) -> dict[str, Any] | None:
+        """The finished run with the median validation accuracy (the lower one of two): the one that is exported."""
+        ordered = sorted(self.finished, key=lambda row: (row["validation_top1"], row["seed"]))
+        return ordered[(len(ordered) - 1) // 2] if ordered else None
+
+
+def configurations(records: list[dict[str, Any]]) -> list[Configuration]:
+    """Training records by study, freeze configuration and variant, in the order they first appeared.
+
+    Two identities are never mixed: the configuration that has the newest record is shown, the others are counted.
+    """
+    train = [r for r in records if r["kind"] == "train"]
+    found = []
+    for key in dict.fromkeys((r["study"], r["freeze"], r["variant"]) for r in train):
+        same = [r for r in train if (r["study"], r["freeze"], r["variant"]) == key]
+        newest = same[-1]["configuration"]
+        by_seed = {r["seed"]: r for r in same if r["configuration"] == newest}
+        rows = [by_seed[seed] for seed in sorted(by_seed)]
+        found.append(Configuration(*key, rows, len({r["configuration"] for r in same}) - 1))
+    return found

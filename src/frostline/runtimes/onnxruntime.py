@@ -1,0 +1,36 @@
+"""ONNX Runtime over the `.onnx` file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frostline.errors import optional_import
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
+
+
+def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The `probabilities` of the graph."""
+    answer = outputs(folder, device)
+    return lambda images: answer(images)["probabilities"]
+
+
+def outputs(folder: Path, device: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """From uint8 images [N,H,W,3] to `logits` and `probabilities`, both float32."""
+    ort = optional_import("onnxruntime", device)
+    options = ort.SessionOptions()
+    if device == "gpu":
+        # A node that CUDA cannot run is an error; ONNX Runtime would move it to the CPU and say so in a log.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=[PROVIDERS[device]])
+    if session.get_providers()[0] != PROVIDERS[device]:
+        raise RuntimeError(f"ONNX Runtime chose {session.get_providers()[0]}, not {PROVIDERS[device]}")
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))

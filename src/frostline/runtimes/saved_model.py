@@ -1,0 +1,33 @@
+"""The serving signature of a SavedModel, as TensorFlow Serving would call it, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The `probabilities` of the signature."""
+    answer = outputs(folder, device)
+    return lambda images: answer(images)["probabilities"]
+
+
+def outputs(folder: Path, device: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """From uint8 images [N,H,W,3] to `logits` and `probabilities`, both float32."""
+    import tensorflow as tf
+
+    where = f"/{device}:0"
+    with tf.device(where):
+        loaded = tf.saved_model.load(str(folder))
+
+    def answer(images: np.ndarray) -> dict[str, np.ndarray]:
+        # `loaded` is named here to keep it alive: a signature alone does not own its variables.
+        with tf.device(where):
+            found = loaded.signatures["serving_default"](images=tf.constant(images))
+        return {name: value.numpy() for name, value in found.items()}
+
+    return answer

@@ -1,0 +1,404 @@
+"""Records to comparison tables: text for people, one flat list of objects for scripts."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from frostline.records import Configuration, configurations
+
+MIB = 1 / 2**20
+FORMATS = ("github", "plain", "csv", "latex", "json")
+MEANS = (
+    "first_step_seconds",
+    "step_seconds",
+    "epoch_seconds",
+    "features_seconds",
+    "total_seconds",
+    "process_start_seconds",
+    "images_per_second",
+    "peak_memory_bytes",
+    "device_peak_memory_bytes",
+    "train_top1",
+    "train_running_top1",
+    "train_loss",
+    "validation_top1",
+    "validation_loss",
+    "test_top1",
+    "test_loss",
+)
+SAME = ("trainable_params", "total_params", "engine", "precision", "xla", "device", "batch_norm", "train_images")
+ASKED = ("title", "protocol", "limit", "epochs_cap", "precision_asked", "xla_asked", "engine_asked", "reported")
+INFER = (
+    "model",
+    "version",
+    "run",
+    "runtime",
+    "device",
+    "batch_size",
+    "images_per_second",
+    "latency_p50_seconds",
+    "latency_p90_seconds",
+    "latency_p95_seconds",
+    "latency_p99_seconds",
+    "count",
+    "size_bytes",
+    "load_seconds",
+    "first_answer_seconds",
+    "test_top1",
+    "figures_of",
+    "valid",
+)
+
+Row = dict[str, Any]
+
+
+# -- rows ----------------------------------------------------------------------------------------------
+
+
+def rows(records: list[Row]) -> list[Row]:
+    """All rows of the tables: one per freeze configuration, then one per measured artifact, runtime and batch size."""
+    train = [train_row(configuration, records) for configuration in configurations(records)]
+    return train + infer_rows(records)
+
+
+def train_row(configuration: Configuration, records: list[Row]) -> Row:
+    """Means over the finished seeds of one configuration, with `_std`, the sample deviation, null below two."""
+    finished, newest = configuration.finished, configuration.rows[-1]
+    failures = [f"seed {r['seed']}: {r['reason']}" for r in configuration.rows if r["outcome"] != "ok"]
+    row: Row = {
+        "kind": "train",
+        "study": configuration.study,
+        "freeze": configuration.freeze,
+        "variant": configuration.variant,
+        "outcome": "ok" if finished else "failed",
+        "reason": "; ".join(failures) or None,
+        "seeds": [r["seed"] for r in finished],
+        "failed_seeds": [r["seed"] for r in configuration.rows if r["outcome"] != "ok"],
+        **{key: newest.get(key) for key in ASKED},
+        **{key: finished[-1].get(key) if finished else None for key in SAME},
+        "other_configurations": configuration.others,
+        "exported_seed": configuration.representative["seed"] if configuration.representative else None,
+        "machine": newest.get("machine"),
+    }
+    for key in MEANS:
+        values = [r[key] for r in finished if r.get(key) is not None]
+        row[key] = statistics.fmean(values) if values else None
+        row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    row["step_cells"] = step_cells(records, configuration) or None
+    return row
+
+
+def step_cells(records: list[Row], configuration: Configuration) -> list[Row]:
+    """The newest step times of this configuration under each precision and XLA setting."""
+    newest = next((r for r in reversed(records) if r["kind"] == "choice" and r["study"] == configuration.study), None)
+    keys = ("precision", "xla", "step_seconds", "first_step_seconds", "outcome", "reason")
+    cells = newest["cells"] if newest else []
+    return [{key: cell[key] for key in keys} for cell in cells if cell["freeze"] == configuration.freeze]
+
+
+def infer_rows(records: list[Row]) -> list[Row]:
+    """The newest record of every model, runtime, device and batch size, of the model's newest measured version."""
+    found = [r for r in records if r["kind"] == "infer"]
+    versions: dict[str, int] = {}
+    for r in found:
+        versions[r["model"]] = max(r["version"], versions.get(r["model"], 0))
+    newest = {(r["model"], r["runtime"], r["device"], r["batch_size"]): r for r in found}
+    shown = ("kind", "study", "freeze", "outcome", "reason", *INFER)
+    measured = [
+        {key: r.get(key) for key in shown} for r in newest.values() if r["version"] == versions[r["model"]]
+    ]
+    exports = {r["model"]: r for r in records if r["kind"] == "export"}
+    refused = [r for r in exports.values() if r["outcome"] == "failed"]
+    blank = dict.fromkeys(shown)
+    return measured + [
+        {**blank, "kind": "infer", **{k: r[k] for k in ("study", "freeze", "model", "outcome", "reason", "run")},
+         "valid": False}
+        for r in refused
+    ]
+
+
+def plan(found: list[Row]) -> str:
+    """What a dry run found: one line per configuration."""
+    lines = []
+    for entry in found:
+        first = f"{entry['freeze']} ({entry['variant']})" if entry["variant"] else entry["freeze"]
+        for number, stage in enumerate(entry["stages"], 1):
+            last = number == len(entry["stages"])
+            lines.append(
+                [
+                    first if number == 1 else "",
+                    str(number),
+                    f"{stage['trainable_params']:,}",
+                    f"{stage['total_params']:,}",
+                    _short(stage["trained"]),
+                    _short(stage["frozen"]),
+                    stage["batch_norm"],
+                    _minutes(entry["seconds"] * entry["seeds"]) if last else "",
+                    f"{entry['memory_bytes'] * MIB:,.0f}" if last else "",
+                ]
+            )
+    headers = ["freeze", "stage", "trainable", "total", "trains", "frozen", "BatchNorm", "all seeds", "memory MiB"]
+    seconds = sum(entry["seconds"] * entry["seeds"] for entry in found)
+    note = (
+        f"About {_minutes(seconds)} of training in all, from a few measured steps in float32 without XLA; "
+        "evaluation, the start of processes, exports and inference come on top. Nothing was trained."
+    )
+    return _tabulate(lines, headers, "plain") + "\n\n" + note
+
+
+def _short(names: Sequence[str], shown: int = 3) -> str:
+    if len(names) <= shown + 1:
+        return ", ".join(names) or "nothing"
+    return f"{', '.join(names[:shown])}, ... {names[-1]} ({len(names)})"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+# -- text ----------------------------------------------------------------------------------------------
+
+
+def render(records: list[Row], form: str) -> str:
+    """All tables of some records in one of FORMATS."""
+    flat = rows(records)
+    if form == "json":
+        return json.dumps(flat, indent=2, ensure_ascii=False)
+    if form == "csv":
+        return _csv(flat)
+    parts = []
+    for study in dict.fromkeys(row["study"] for row in flat):
+        own = [row for row in flat if row["study"] == study]
+        parts += _study_tables([r for r in own if r["kind"] == "train"], form)
+        parts += _infer_tables(study, [r for r in own if r["kind"] == "infer"], form)
+    return "\n\n".join(parts) if parts else "no records"
+
+
+def _study_tables(train: list[Row], form: str) -> list[str]:
+    if not train:
+        return []
+    study, title = train[0]["study"], train[0]["title"]
+    everything = _everything(train)
+    parts = [
+        _titled(f"{study}: what training costs", form, title),
+        _grid(COST, [{**row, "speedup": _speedup(row, everything)} for row in train], form),
+        _titled(f"{study}: how well it does", form, None),
+        _grid(ACCURACY, train, form),
+        _caption(train, everything, form),
+    ]
+    if any(row["step_cells"] for row in train):
+        parts += [_titled(f"{study}: one training step, by precision and XLA", form, None), _steps(train, form)]
+    return parts
+
+
+def _everything(train: list[Row]) -> Row | None:
+    """The row that trains all parameters from the same weights, the yardstick of the speed-up."""
+    full = [r for r in train if r["freeze"] != "pretrain" and r["trainable_params"] and r["epoch_seconds"]]
+    full = [r for r in full if r["trainable_params"] == max(x["trainable_params"] for x in full)]
+    return full[0] if full else None
+
+
+def _speedup(row: Row, everything: Row | None) -> float | None:
+    """Ratio of total seconds, never for a row of another task."""
+    if not everything or row["freeze"] == "pretrain" or not row["total_seconds"]:
+        return None
+    return everything["total_seconds"] / row["total_seconds"]
+
+
+def _infer_tables(study: str, infer: list[Row], form: str) -> list[str]:
+    if not infer:
+        return []
+    notes = []
+    if any(row["figures_of"] for row in infer):
+        notes.append("= means that the graph equals that of another model, which was timed for both.")
+    reasons = sorted({row["reason"].split(";")[0] for row in infer if row["outcome"] == "ok" and row["reason"]})
+    if any(row["outcome"] == "ok" and not row["valid"] for row in infer):
+        notes.append(f"Not valid in MLPerf's sense: {_quick(reasons)}.")
+    parts = [_titled(f"{study}: what answering costs", form, None), _grid(SERVING, infer, form)]
+    return [*parts, _note(" ".join(notes), form)] if notes else parts
+
+
+def _quick(reasons: Sequence[str]) -> str:
+    return "quick cells of about a second, at least ten samples each" if reasons else "too short"
+
+
+def _titled(text: str, form: str, title: str | None) -> str:
+    line = f"{text} - {title}" if title else text
+    return {"github": f"### {line}", "latex": f"% {line}"}.get(form, line)
+
+
+def _note(text: str, form: str) -> str:
+    return f"% {text}" if form == "latex" else text
+
+
+def _caption(train: list[Row], everything: Row | None, form: str) -> str:
+    done = [row for row in train if row["outcome"] == "ok"]
+    machine: Row = next((row["machine"] for row in reversed(train) if row["machine"]), {})
+    versions = machine.get("versions", {})
+    gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or "no GPU"
+    libraries = ", ".join(f"{k} {versions[k]}" for k in ("frostline", "tensorflow", "keras") if k in versions)
+    effective = sorted({f"{r['precision']} with XLA {'on' if r['xla'] else 'off'} on {r['device']}" for r in done})
+    lines = [
+        f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}; {libraries}; "
+        f"effective: {', '.join(effective) or 'nothing finished'}; "
+        f"seeds {', '.join(map(str, sorted({s for r in done for s in r['seeds']}))) or 'none'}. "
+        "Mean ± sample deviation (seeds)."
+    ]
+    if everything:
+        lines.append(f"Speed-up: total time of {_name(everything)} over that of the row.")
+    if any(row["protocol"] == "document" for row in train):
+        lines.append("† validated on test, as the document did.")
+    limits = sorted({f"--limit {r['limit']}" for r in train if r["limit"]})
+    caps = sorted({f"--epochs {r['epochs_cap']}" for r in train if r["epochs_cap"]})
+    if limits or caps:
+        lines.append(f"A quick try: {' '.join(limits + caps)}.")
+    lines += [f"{_name(r)}: {r['reason']}." for r in train if r["reason"]]
+    if others := sum(row["other_configurations"] for row in train):
+        lines.append(f"{others} older configurations under these names are not shown.")
+    return "\n".join(_note(line, form) for line in lines)
+
+
+def _steps(train: list[Row], form: str) -> str:
+    """Step times in ms, one column per precision and XLA setting; * marks what the row ran with."""
+    settings = list(dict.fromkeys((c["precision"], c["xla"]) for r in train for c in r["step_cells"] or []))
+    table = []
+    for row in train:
+        cells = {(c["precision"], c["xla"]): c for c in row["step_cells"] or []}
+        if not cells:
+            continue
+        mark = (row["precision"], "on" if row["xla"] else "off")
+        shown = [_step(cells.get(s), "*" if s == mark else "") for s in settings]
+        table.append([_name(row), *shown])
+    head = ["freeze", *[f"{p}, XLA {x}, ms" for p, x in settings]]
+    note = _note("* what the row was trained with; a cell is given up at ten times the best so far.", form)
+    return _tabulate(table, head, form) + "\n\n" + note
+
+
+def _step(cell: Row | None, mark: str) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell['step_seconds'] * 1e3:.1f}{mark}" if cell["outcome"] == "ok" else cell["outcome"]
+
+
+# -- columns: header and how a row's cell is written ---------------------------------------------------
+
+Column = tuple[str, Callable[[Row], str]]
+
+
+def _mean(key: str, scale: float = 1.0, digits: int = 2) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        if row[key] is None:
+            return row["outcome"] if row["outcome"] != "ok" else "-"
+        text = f"{row[key] * scale:,.{digits}f}"
+        spread = row.get(f"{key}_std")
+        return f"{text} ± {spread * scale:.{digits}f} ({len(row['seeds'])})" if spread is not None else text
+
+    return show
+
+
+def _plain(key: str, scale: float = 1.0, digits: int = 2) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        return "-" if row.get(key) is None else f"{row[key] * scale:,.{digits}f}"
+
+    return show
+
+
+def _value(key: str) -> Callable[[Row], str]:
+    return lambda row: "-" if row[key] is None else f"{row[key]:,}" if isinstance(row[key], int) else str(row[key])
+
+
+def _name(row: Row) -> str:
+    variant = f" ({row['variant']})" if row["variant"] else ""
+    return f"{row['freeze']}{variant}{' †' if row['protocol'] == 'document' else ''}"
+
+
+def _share(row: Row) -> str:
+    return "-" if not row["total_params"] else f"{100 * row['trainable_params'] / row['total_params']:.2f} %"
+
+
+def _reported(key: str, scale: float = 1.0, digits: int = 4) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        value = (row["reported"] or {}).get(key) if row["protocol"] == "document" else None
+        return "-" if value is None else f"{value * scale:,.{digits}f}"
+
+    return show
+
+
+def _setting(row: Row) -> str:
+    if row["precision"] is None:
+        return "-"
+    return f"{row['precision']}{' + XLA' if row['xla'] else ''}"
+
+
+def _images_per_second(row: Row) -> str:
+    if row["outcome"] != "ok":
+        return f"{row['outcome']}: {row['reason']}"
+    shared = "=" if row["figures_of"] else ""
+    return "-" if row["images_per_second"] is None else f"{shared}{row['images_per_second']:,.0f}"
+
+
+COST: list[Column] = [
+    ("freeze", _name),
+    ("trainable", _value("trainable_params")),
+    ("total", _value("total_params")),
+    ("share", _share),
+    ("first step s", _mean("first_step_seconds")),
+    ("epoch s", _mean("epoch_seconds")),
+    ("total s", _mean("total_seconds", digits=1)),
+    ("reported min", _reported("minutes", digits=2)),
+    ("images/s", _mean("images_per_second", digits=0)),
+    ("peak MiB", _mean("peak_memory_bytes", MIB, 0)),
+    ("speed-up", _plain("speedup")),
+    ("ran as", _setting),
+]
+ACCURACY: list[Column] = [
+    ("freeze", _name),
+    ("train top-1", _mean("train_top1", digits=4)),
+    ("reported train", _reported("train_top1")),
+    ("validation top-1", _mean("validation_top1", digits=4)),
+    ("test top-1", _mean("test_top1", digits=4)),
+    ("reported test", _reported("top1")),
+    ("test loss", _mean("test_loss", digits=4)),
+    ("reported loss", _reported("loss")),
+]
+SERVING: list[Column] = [
+    ("model", lambda row: f"{row['model']}" + (f"/{row['version']}" if row["version"] else "")),
+    ("runtime", _value("runtime")),
+    ("device", _value("device")),
+    ("batch", _value("batch_size")),
+    ("images/s", _images_per_second),
+    ("p50 ms", _plain("latency_p50_seconds", 1e3)),
+    ("size MiB", _plain("size_bytes", MIB)),
+    ("test top-1", _plain("test_top1", digits=4)),
+]
+
+
+def _grid(columns: Iterable[Column], table: list[Row], form: str) -> str:
+    """A table; a column that has nothing to say in any row is left out."""
+    cells = {header: [show(row) for row in table] for header, show in columns}
+    kept = {header: column for header, column in cells.items() if set(column) != {"-"}}
+    return _tabulate([list(line) for line in zip(*kept.values(), strict=True)], list(kept), form)
+
+
+def _csv(flat: list[Row]) -> str:
+    """The rows as they are, numbers unrounded, one line each; what is itself a table is left to JSON."""
+    import csv
+    import io
+
+    nested = {key for row in flat for key, value in row.items() if isinstance(value, (dict, list))} - {"seeds"}
+    keys = [key for key in dict.fromkeys(key for row in flat for key in row) if key not in nested]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, keys, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in flat:
+        writer.writerow({**row, "seeds": " ".join(map(str, row.get("seeds") or []))})
+    return out.getvalue().rstrip("\n")
+
+
+def _tabulate(table: list[list[str]], headers: list[str], form: str) -> str:
+    from tabulate import tabulate
+
+    align = ["left", *["right"] * (len(headers) - 1)]
+    kind = {"latex": "latex_booktabs"}.get(form, form)
+    return tabulate(table, headers=headers, tablefmt=kind, colalign=align, disable_numparse=True)

@@ -1,0 +1,39 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+TINY_STUDY = """
+title = "tiny"
+[data]
+dataset = "digits"
+classes = [5, 6]
+[backbone]
+name = "small_cnn"
+weights = "none"
+[train]
+batch_size = 16
+epochs = 1
+[[freeze]]
+name = "output"
+train = ["head/output"]
+[[freeze]]
+name = "all"
+"""
+
+
+@pytest.fixture
+def tiny_study():
+    return TINY_STUDY
+
+
+@pytest.fixture
+def images():
+    """Uint8 [40, 32, 32, 3] with labels that the pixels tell, int32 [40]."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(40, dtype=np.int32) % 2
+    pixels = rng.integers(0, 100, (40, 32, 32, 3)) + 120 * labels[:, None, None, None]
+    return pixels.astype(np.uint8), labels

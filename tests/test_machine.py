@@ -1,0 +1,26 @@
+import json
+
+from frostline import machine
+
+
+def test_facts_are_json_and_name_the_libraries():
+    facts = json.loads(json.dumps(machine.facts()))
+    assert facts["cores"] >= 1 and facts["cpu"]
+    assert {"tensorflow", "keras"} <= facts["versions"].keys()
+
+
+def test_peak_memory_grows_with_what_is_held():
+    machine.reset_peak_memory()
+    before = machine.peak_memory_bytes()
+    held = bytearray(b"x") * (64 << 20)
+    assert machine.peak_memory_bytes() - before > 32 << 20
+    assert len(held)
+
+
+def test_gpus_are_read_from_what_nvidia_smi_prints(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 'NVIDIA H100, 550.1, 81559 MiB'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(fake))
+    assert machine.gpus() == [{"name": "NVIDIA H100", "driver": "550.1", "memory": "81559 MiB"}]

@@ -1,0 +1,123 @@
+import dataclasses
+
+import pytest
+
+from frostline import plan, studies
+from frostline.errors import UserError
+from frostline.plan import Options, Run
+
+PRETRAIN = """
+[pretrain]
+classes = [0, 1]
+epochs = 7
+[[freeze]]
+name = "kept"
+head = "inherit"
+[[freeze]]
+name = "scratch"
+head = "inherit"
+weights = "none"
+"""
+
+
+def runs(text, options=None, fingerprint="data"):
+    options = options or Options()
+    study = plan.resolve(studies.parse(text, "tiny"), options)
+    return plan.runs(study, options, lambda data: fingerprint, lambda path: "digest of " + path)
+
+
+def with_pretrain(tiny):
+    return tiny.replace('weights = "none"\n', "", 1) + PRETRAIN
+
+
+def test_each_seed_has_its_own_pretraining_first(tiny_study):
+    planned = runs(with_pretrain(tiny_study), Options(seeds=(3, 4)))
+    assert [(r.freeze.name, r.seed) for r in planned[:5]] == [
+        ("pretrain", 3), ("output", 3), ("all", 3), ("kept", 3), ("scratch", 3),
+    ]  # fmt: skip
+    sources = {r.freeze.name: r.pretrain_run for r in planned[:5]}
+    assert sources == dict.fromkeys(("output", "all", "kept"), planned[0].id) | dict.fromkeys(("pretrain", "scratch"))
+    assert [r.inherit_head for r in planned[:5]] == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("weights", ["none", "some.h5"])
+def test_weights_from_the_flag_replace_the_pretraining(tiny_study, weights):
+    planned = runs(with_pretrain(tiny_study), Options(weights=weights))
+    assert "pretrain" not in [r.freeze.name for r in planned]
+    assert {r.freeze.name: r.freeze.weights for r in planned}["kept"] == weights
+    assert {r.freeze.name: r.inherit_head for r in planned}["kept"] == (weights != "none")
+
+
+def test_only_leaves_the_pretraining_it_needs(tiny_study):
+    assert [r.freeze.name for r in runs(with_pretrain(tiny_study), Options(only=("kept",)))] == ["pretrain", "kept"]
+    assert [r.freeze.name for r in runs(with_pretrain(tiny_study), Options(only=("scratch",)))] == ["scratch"]
+
+
+def test_epochs_cap_every_stage_and_the_pretraining(tiny_study):
+    planned = runs(with_pretrain(tiny_study), Options(epochs=2))
+    assert [r.freeze.stages[0].epochs for r in planned] == [2, 1, 1, 1, 1]
+
+
+def test_lists_of_precision_and_xla_are_variants(tiny_study):
+    planned = runs(tiny_study, Options(only=("all",), precision=("float32", "auto"), xla=("off", "on")))
+    assert [r.variant for r in planned] == [
+        "float32-xla_off", "float32-xla_on", "auto-xla_off", "auto-xla_on",
+    ]  # fmt: skip
+    assert planned[0].model == "tiny.all.float32-xla_off"
+    assert len({r.configuration for r in planned}) == 4
+
+
+CHANGES = [
+    Options(limit=10),
+    Options(epochs=1),
+    Options(weights="x.h5"),
+    Options(precision=("float32",)),
+    Options(xla=("on",)),
+]
+
+
+@pytest.mark.parametrize("options", CHANGES)
+def test_each_flag_that_changes_an_experiment_changes_its_identity(tiny_study, options):
+    plain, changed = runs(tiny_study)[0], runs(tiny_study, options)[0]
+    assert plain.identity != changed.identity and plain.configuration != changed.configuration
+
+
+def test_data_changes_the_identity_the_title_does_not(tiny_study):
+    one = runs(tiny_study)[0]
+    assert one.identity != runs(tiny_study, fingerprint="other")[0].identity
+    assert one.identity == runs(tiny_study.replace('"tiny"', '"another title"'))[0].identity
+
+
+def test_seeds_share_a_configuration(tiny_study):
+    a, b = runs(tiny_study, Options(seeds=(0, 1), only=("all",)))
+    assert a.configuration == b.configuration and a.identity != b.identity
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(only=("al",)), r"--only al: tiny has no such configuration; did you mean 'all'\?"),
+        (Options(precision=("float23",)), r"--precision float23: did you mean 'float32'\?"),
+        (Options(xla=("maybe",)), r"--xla maybe: there are: auto, on, off"),
+    ],
+)
+def test_flags_that_fit_nothing(tiny_study, options, message):
+    with pytest.raises(UserError, match=message):
+        runs(tiny_study, options)
+
+
+def test_weights_must_come_from_somewhere(tiny_study):
+    with pytest.raises(UserError, match="nothing says where the weights of 'output' come from"):
+        runs(tiny_study.replace('weights = "none"\n', ""))
+
+
+def test_a_run_survives_json(tiny_study):
+    rich = with_pretrain(tiny_study) + (
+        'stages = [ { early_stopping = { patience = 2 } }, { reduce_on_plateau = { factor = 0.5, patience = 1 } } ]\n'
+        'head = { layers = [ { dense = 4 } ], activation = "logit" }\nreported = { top1 = 0.5 }'
+    ).replace('head = { layers', 'reset = ["head/output"]\nhead = { layers')
+    rich = rich.replace('name = "scratch"\nhead = "inherit"\n', 'name = "scratch"\n')
+    for run in runs(rich):
+        again = plan.restore(Run, plan.plain(run))
+        assert again == run
+        assert dataclasses.asdict(again) == dataclasses.asdict(run)

@@ -1,0 +1,94 @@
+import pytest
+
+from frostline import studies
+from frostline.errors import UserError
+from frostline.studies import Head, HeadLayer
+
+
+def parse(tiny, old="", new=""):
+    assert old in tiny
+    return studies.parse(tiny.replace(old, new) if old else tiny + new, "tiny")
+
+
+def test_what_train_says_every_stage_inherits(tiny_study):
+    study = parse(
+        tiny_study,
+        new="""
+        [[freeze]]
+        name = "two"
+        batch_size = 8
+        stages = [ { train = ["head/.*"], epochs = 5 }, { learning_rate = 1e-5, batch_norm = "inference" } ]
+        """,
+    )
+    first, second = study.freeze[2].stages
+    assert (first.train, first.epochs, first.batch_size) == (("head/.*",), 5, 8)
+    assert (second.train, second.epochs, second.batch_norm, second.learning_rate) == (("all",), 1, "inference", 1e-5)
+
+
+def test_a_pretraining_inherits_data_and_trains_all(tiny_study):
+    study = parse(tiny_study, new='[pretrain]\nclasses = [0, 1]\nlearning_rate = 0.5\npooling = "max"')
+    assert study.pretrain.data.classes == (0, 1) and study.pretrain.data.dataset == "digits"
+    assert study.pretrain.freeze.stages[0].train == ("all",)
+    assert study.pretrain.freeze.stages[0].learning_rate == 0.5
+    assert study.pretrain.freeze.head == Head(pooling="max")
+
+
+def test_head_layers(tiny_study):
+    study = parse(
+        tiny_study,
+        new='[head]\nlayers = [ { conv = 8 }, { batch_norm = true }, { dense = 4 }, { dropout = 0.5 } ]\nl2 = 0.01',
+    )
+    kinds = [("conv", 8), ("batch_norm", 1), ("dense", 4), ("dropout", 0.5)]
+    assert study.freeze[0].head == Head(layers=tuple(HeadLayer(k, s) for k, s in kinds), l2=0.01)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "[datas]", r"unknown key 'datas'; did you mean 'data'\?"),
+        ('dataset = "digits"', 'datset = "digits"', r"unknown key 'datset'; did you mean 'dataset'\?"),
+        ("batch_size = 16", "batch_sise = 16", r"\[train\]: unknown key 'batch_sise'; did you mean 'batch_size'\?"),
+        ("batch_size = 16", "batch_size = 0", r"batch_size = 0; give a whole number of at least 1"),
+        ("batch_size = 16", "batch_size = true", r"batch_size = True"),
+        ("batch_size = 16", "learning_rate = 0", r"learning_rate = 0; give a number above 0"),
+        ("batch_size = 16", 'batch_norm = "frozen"', r"there are: keras, inference"),
+        ('dataset = "digits"', 'dataset = "digits"\nprotocol = "cleen"', r"did you mean 'clean'\?"),
+        ('dataset = "digits"', 'dataset = "digits"\nvalidation = 1', r"a number between 0 and 1"),
+        ("classes = [5, 6]", "classes = [5, 5]", r"a class is listed twice"),
+        ("classes = [5, 6]", "classes = [-1]", r"list class numbers from 0"),
+        ('name = "all"', 'name = "output"', r"two freeze configurations are called 'output'"),
+        ('name = "all"', 'name = "pretrain"', r"is not 'pretrain'"),
+        ('name = "all"', "", r"has no name"),
+        ('name = "all"', 'name = "all"\nhead = "inherit"', r"there is none"),
+        ('name = "all"', 'name = "all"\nprecision = "fp16"', r"there are: auto, float32, mixed_bfloat16"),
+        ('name = "all"', 'name = "all"\nstages = []', r"stages is empty"),
+        ('name = "all"', 'name = "all"\nreported = { top2 = 1 }', r"unknown key 'top2'; did you mean 'top1'\?"),
+        ('title = "tiny"', "seeds = [1, 1]", r"different whole numbers"),
+        ('title = "tiny"', "title = ", r"is not TOML"),
+        ('[backbone]\nname = "small_cnn"\nweights = "none"', "", r"\[backbone\] is missing"),
+        ("", '[head]\nlayers = [ { dense = 2, dropout = 0.5 } ]', r"is not a layer; write one of"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(tiny_study, old, new, message):
+    with pytest.raises(UserError, match=message):
+        parse(tiny_study, old, new)
+
+
+def test_an_unknown_study_lists_those_that_exist():
+    with pytest.raises(UserError, match=r"unknown study 'digit'; did you mean 'digits'\? There are: .*cifar10_split"):
+        studies.load("digit")
+
+
+def test_a_missing_file_and_a_name_that_cannot_be_a_model(tmp_path, tiny_study):
+    with pytest.raises(UserError, match="cannot read the study"):
+        studies.load(str(tmp_path / "no.toml"))
+    odd = tmp_path / "my study.toml"
+    odd.write_text(tiny_study)
+    with pytest.raises(UserError, match="cannot stand in one"):
+        studies.load(str(odd))
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_study_of_the_suite_is_read(name):
+    study = studies.load(name)
+    assert study.freeze and study.title

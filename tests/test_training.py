@@ -1,0 +1,181 @@
+import math
+
+import numpy as np
+import pytest
+
+from frostline import device, freezing, models, training
+from frostline.datasets import Split
+from frostline.errors import UserError
+from frostline.studies import Backbone, EarlyStopping, Head, ReduceOnPlateau, Stage
+
+SMALL = Backbone("small_cnn")
+LINEAR = Head(pooling="average")
+
+
+def network(head=LINEAR, seed=0):
+    device.seed_everything(seed)
+    return models.build(SMALL, head, "unit", 8, 2)
+
+
+@pytest.fixture
+def split(images):
+    pixels, labels = images
+    return Split(pixels[:, :8, :8], labels, [str(i) for i in range(40)])
+
+
+def fit(net, split, *stages, **kwargs):
+    kwargs = {"seed": 0, "xla": False} | kwargs
+    return training.train(net, stages, split, split, **kwargs)
+
+
+def test_history_has_one_entry_per_epoch_and_stage(split):
+    seen = []
+    stages = (Stage(train=("head/.*",), epochs=2), Stage(epochs=1, learning_rate=1e-4, optimizer="sgd"))
+    trained = fit(network(), split, *stages, report=lambda **event: seen.append(event))
+    assert [(h["stage"], h["epoch"]) for h in trained.history] == [(1, 1), (1, 2), (2, 1)]
+    assert [h["learning_rate"] for h in trained.history] == pytest.approx([1e-3, 1e-3, 1e-4])
+    assert len(seen) == 3 and seen[0]["epochs"] == 2 and seen[2]["stages"] == 2
+    assert trained.masks[0].trainable_params < trained.masks[1].trainable_params
+    assert all(math.isfinite(h["validation_loss"]) for h in trained.history)
+
+
+def test_training_learns(split):
+    net = network()
+    fit(net, split, Stage(epochs=8, batch_size=8, learning_rate=1e-2))
+    probabilities, top1, loss = training.evaluate(net, split)
+    assert top1 > 0.9 and loss < 0.5 and np.allclose(probabilities.sum(axis=1), 1)
+
+
+def test_a_binary_head_trains_and_is_scored_at_logit_zero(split):
+    net = network(Head(activation="logit"))
+    trained = fit(net, split, Stage(epochs=8, batch_size=8, learning_rate=1e-2))
+    probabilities, top1, _ = training.evaluate(net, split)
+    assert probabilities.shape == (40, 2) and top1 > 0.9
+    assert trained.history[-1]["validation_top1"] == pytest.approx(top1)
+
+
+def test_the_loss_is_what_keras_evaluates_penalties_included(split):
+    net = network(Head(pooling="flatten", layers=(), l2=0.0))
+    regular = network(Head(pooling="flatten", layers=(models.heads.HeadLayer("dense", 4),), l2=0.5))
+    for each in (net, regular):
+        fit(each, split, Stage(epochs=1))
+        _, _, loss = training.evaluate(each, split)
+        assert loss == pytest.approx(each.model.evaluate(split.images, split.labels, verbose=0)[0], rel=1e-4)
+
+
+def test_the_same_seed_trains_to_the_same_weights_and_another_does_not(split):
+    def weights(seed):
+        net = network()
+        fit(net, split, Stage(epochs=2, batch_size=16), seed=seed)
+        return np.concatenate([w.ravel() for w in net.model.get_weights()])
+
+    assert np.array_equal(weights(1), weights(1))
+    assert not np.array_equal(weights(1), weights(2))
+
+
+def test_every_image_is_shown_once_an_epoch_in_a_new_order(split):
+    batches = training._batches(split, 16, seed=0, stage=1)
+    assert len(batches) == 3
+    epochs = []
+    for _ in range(2):
+        epochs.append(np.concatenate([batches[i][0] for i in range(3)]))
+        batches.on_epoch_end()
+    assert len(epochs[0]) == 40 and not np.array_equal(*epochs)
+    assert np.array_equal(*(np.sort(e.reshape(40, -1), axis=0) for e in epochs))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(split):
+    with pytest.raises(training.NotFinite, match="the loss became"):
+        fit(network(), split, Stage(optimizer="sgd", learning_rate=1e38, epochs=3))
+
+
+def test_early_stopping_reports_the_epoch_it_restored(split):
+    stage = Stage(epochs=6, learning_rate=0.5, optimizer="sgd", early_stopping=EarlyStopping(patience=1))
+    net = network()
+    trained = fit(net, split, stage)
+    best = min(trained.history, key=lambda h: h["validation_loss"])
+    assert trained.restored_epochs == [best["epoch"]]
+    assert training.evaluate(net, split)[2] == pytest.approx(best["validation_loss"], rel=1e-3)
+
+
+def test_a_plateau_lowers_the_learning_rate(split):
+    rule = ReduceOnPlateau(factor=0.5, patience=1)
+    trained = fit(network(), split, Stage(epochs=5, learning_rate=1e-12, reduce_on_plateau=rule))
+    assert trained.history[-1]["learning_rate"] < trained.history[0]["learning_rate"]
+
+
+def test_optimizers_are_those_of_keras():
+    assert type(training.optimizer("rmsprop", 0.1)).__name__ == "RMSprop"
+    with pytest.raises(UserError, match=r"unknown optimizer 'adamm'; did you mean 'adamw?'\? There are: .*sgd"):
+        training.optimizer("adamm", 0.1)
+
+
+def test_xla_and_precision_are_recorded_as_effective(split):
+    device.configure("mixed_bfloat16")
+    try:
+        trained = fit(network(), split, Stage(epochs=1), xla=True)
+    finally:
+        device.configure("float32")
+    assert trained.effective == {"precision": "mixed_bfloat16", "xla": True, "device": device.kind()}
+
+
+class Ticks:
+    """A clock that is told how long the next thing takes."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_clock_keeps_compilation_apart():
+    ticks = Ticks()
+    clock = training.Clock(ticks)
+    clock.epoch_begins()
+    for seconds, compiles in [(10.0, True), (1.0, False), (1.0, False), (7.0, True)]:
+        clock.step_begins()
+        ticks.now += seconds
+        clock.step_ends(compiles=compiles)
+    assert clock.training_ends() == pytest.approx(4.0)  # two ordinary seconds for two steps, four steps in all
+    clock.epoch_begins()
+    for _ in range(4):
+        clock.step_begins()
+        ticks.now += 1.5
+        clock.step_ends(compiles=False)
+    ticks.now += 0.5  # draining the device
+    assert clock.training_ends() == pytest.approx(6.5)
+    assert clock.compiling == [10.0, 7.0] and clock.steps == [1.0, 1.0, 1.5, 1.5, 1.5, 1.5]
+
+
+def test_an_epoch_of_nothing_but_compilation_has_no_time():
+    ticks = Ticks()
+    clock = training.Clock(ticks)
+    clock.epoch_begins()
+    clock.step_begins()
+    ticks.now += 3.0
+    clock.step_ends(compiles=True)
+    assert math.isnan(clock.training_ends())
+
+
+def test_validation_lies_outside_the_epoch(split, monkeypatch):
+    ticks = Ticks()
+    seen = []
+    net = network()
+    original = type(net.model).evaluate
+
+    def slow(self, *args, **kwargs):
+        answer = original(self, *args, **kwargs)
+        ticks.now += 100.0
+        return answer
+
+    monkeypatch.setattr(type(net.model), "evaluate", slow)
+    fit(net, split, Stage(epochs=2, batch_size=8), read=ticks, report=lambda **event: seen.append(event["seconds"]))
+    assert ticks.now == 200.0 and seen == [0.0, 0.0]
+
+
+def test_step_times_are_of_the_stage(split):
+    net = network()
+    freezing.apply(net.model, net.groups, Stage(train=("head/.*",)))
+    times = training.time_steps(net, Stage(batch_size=4), xla=False)
+    assert 0 < times.step_seconds < times.first_step_seconds
