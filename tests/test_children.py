@@ -68,9 +68,7 @@ def test_a_child_ends_when_its_parent_is_killed(toy):
     job = {{"do": "hang", "number": 1}}
     children.run("toy", job, log=Path({str(toy)!r}) / "log.txt", on_event=lambda e: print("up", flush=True))
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(parent)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(parent)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "up\n"
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)

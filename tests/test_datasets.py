@@ -476,8 +476,22 @@ def translucent():
         encoded(translucent(), "BMP"),
         encoded(picture().convert("P"), "GIF"),
     ],
-    ids=["jpeg", "progressive", "grey", "cmyk", "png", "png-grey", "png-grey-alpha", "png-bit", "png-palette",
-         "png-alpha", "bmp", "bmp-grey", "bmp-alpha", "gif"],
+    ids=[
+        "jpeg",
+        "progressive",
+        "grey",
+        "cmyk",
+        "png",
+        "png-grey",
+        "png-grey-alpha",
+        "png-bit",
+        "png-palette",
+        "png-alpha",
+        "bmp",
+        "bmp-grey",
+        "bmp-alpha",
+        "gif",
+    ],
 )
 def test_every_kind_of_file_is_decoded_as_pillow_does(content):
     image = Image.open(io.BytesIO(content))

@@ -4,7 +4,8 @@ from frostline.errors import UserError, lookup, nearest, optional_import
 
 
 def test_lookup_names_the_nearest_and_all_that_exist():
-    with pytest.raises(UserError, match=r"unknown dataset 'cifar'; did you mean 'cifar10'\? There are: cifar10, digits"):
+    message = r"unknown dataset 'cifar'; did you mean 'cifar10'\? There are: cifar10, digits"
+    with pytest.raises(UserError, match=message):
         lookup({"cifar10": 1, "digits": 2}, "cifar", "dataset")
 
 

@@ -1,15 +1,376 @@
 import json
-import math
 import os
+import stat
 
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tensorflow as tf
+from onnx import TensorProto, helper
 
 from frostline import exporting
-from frostline.exporting import versions
+from frostline.exporting import ParityError, parity, saved_model, versions
+from frostline.exporting import onnx as to_onnx
+from frostline.runtimes import keras_predict
 
-# Keras 3.15 hands tensors to NumPy 2 in a way that NumPy deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+IMAGES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+FACTS = {"study": "tiny", "freeze": "output", "run": "0123"}
+
+
+def network(seed=0, *, outputs=3, scale=1 / 255, width=4):
+    """Small, but with what converters stumble over: Normalization, BatchNormalization, a grouped convolution, GELU."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    random = {"bias_initializer": "random_normal"}
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = keras.layers.Rescaling(scale)(images)
+    x = keras.layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.1, 0.2, 0.3])(x)
+    x = keras.layers.Conv2D(width, 3, **random)(x)
+    x = keras.layers.BatchNormalization(beta_initializer="random_normal")(x)
+    x = keras.layers.Conv2D(width, 3, groups=2, activation="gelu", **random)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, keras.layers.Dense(outputs, **random)(x))
+
+
+def publish(model, exports, *, name="tiny.output", activation="softmax", class_names=("a", "b", "c"), images=IMAGES):
+    return exporting.publish(
+        model,
+        name=name,
+        activation=activation,
+        class_names=class_names,
+        images=images,
+        facts=FACTS,
+        exports=exports,
+    )
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture(scope="module")
+def published(exports):
+    return publish(network(), exports)
+
+
+# -- the three artifacts -------------------------------------------------------------------------------
+
+
+def test_a_version_appears_in_every_kind_with_its_manifest(published, exports):
+    assert published.version == 1
+    assert files(published.paths["keras"]) == ["manifest.json", "model.keras"]
+    assert files(published.paths["onnx"]) == ["manifest.json", "model.onnx"]
+    assert "saved_model.pb" in files(published.paths["saved_model"])
+    assert sorted(os.listdir(exports / "onnx" / "tiny.output")) == ["1"]
+    assert max(published.parity.differences.values()) <= 1e-5
+    assert published.parity.batch_sizes == (1, 7, 32, 3) and published.parity.images == 9
+
+
+def test_the_manifest_tells_what_is_in_the_folder(published):
+    for kind, folder in published.paths.items():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        others = [path for path in files(folder) if path != "manifest.json"]
+        assert manifest["kind"] == kind
+        assert sorted(manifest["sha256"]) == others
+        assert manifest["size_bytes"] == published.sizes[kind] == sum((folder / p).stat().st_size for p in others)
+        assert FACTS.items() <= manifest.items()
+        assert manifest["class_names"] == ["a", "b", "c"] and manifest["activation"] == "softmax"
+        assert manifest["input"] == {"name": "images", "dtype": "uint8", "shape": [None, 8, 8, 3]}
+        assert manifest["outputs"]["logits"]["shape"] == [None, 3]
+        assert manifest["graph"] == published.graph
+        assert manifest["parity"]["differences"].keys() == set(versions.KINDS)
+
+
+def test_every_user_may_read_a_version(published):
+    for folder in published.paths.values():
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()} == {0o644}
+
+
+def test_the_serving_signature(published):
+    loaded = tf.saved_model.load(str(published.paths["saved_model"]))
+    signature = loaded.signatures["serving_default"]
+    (pixels,) = signature.structured_input_signature[1].values()
+    assert (pixels.name, pixels.dtype, pixels.shape.as_list()) == ("images", tf.uint8, [None, 8, 8, 3])
+    found = {name: (spec.dtype, spec.shape.as_list()) for name, spec in signature.structured_outputs.items()}
+    assert found == {"logits": (tf.float32, [None, 3]), "probabilities": (tf.float32, [None, 3])}
+
+
+def test_weights_are_stored_once(published):
+    stored = tf.train.list_variables(str(published.paths["saved_model"] / "variables" / "variables"))
+    names = [name for name, shape in stored if shape]
+    assert len(names) == len(network().weights)
+
+
+def test_the_onnx_graph_has_one_input_and_a_symbolic_batch(published):
+    session = onnxruntime.InferenceSession(published.paths["onnx"] / "model.onnx")
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("images", "tensor(uint8)", ["batch", 8, 8, 3])
+    ]
+    assert {(o.name, o.type, tuple(o.shape)) for o in session.get_outputs()} == {
+        ("logits", "tensor(float)", ("batch", 3)),
+        ("probabilities", "tensor(float)", ("batch", 3)),
+    }
+
+
+def test_flattening_needs_no_shape_arithmetic(tmp_path):
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = keras.layers.Flatten()(keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(images)))
+    saved_model.write(keras.Model(images, keras.layers.Dense(3)(x)), "softmax", tmp_path / "saved")
+    to_onnx.write(tmp_path / "saved", tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    operators = [node.op_type for node in graph.node]
+    assert "Reshape" in operators and "Shape" not in operators
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.run(["logits"], {"images": IMAGES})[0].shape == (9, 3)
+
+
+def test_no_demand_for_xla_is_left(published, tmp_path, monkeypatch):
+    mark = saved_model.XLA_MARK.encode()
+    folder = published.paths["saved_model"]
+    assert mark not in (folder / "saved_model.pb").read_bytes()
+    monkeypatch.setattr(saved_model, "strip_xla", lambda folder: None)
+    saved_model.write(network(), "softmax", tmp_path)
+    assert mark in (tmp_path / "saved_model.pb").read_bytes()
+
+
+def test_the_fingerprint_is_that_of_the_stripped_graph(tmp_path, monkeypatch):
+    strip = saved_model.strip_xla
+    monkeypatch.setattr(saved_model, "strip_xla", lambda folder: None)
+    saved_model.write(network(), "softmax", tmp_path)
+    before = tf.saved_model.experimental.read_fingerprint(str(tmp_path)).saved_model_checksum
+    strip(tmp_path)
+    assert tf.saved_model.experimental.read_fingerprint(str(tmp_path)).saved_model_checksum != before
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "logit"])
+def test_one_logit_becomes_two_columns(activation, tmp_path):
+    model = network(outputs=1)
+    found = publish(model, tmp_path, activation=activation, class_names=("cat", "dog"))
+    session = onnxruntime.InferenceSession(found.paths["onnx"] / "model.onnx")
+    (answer,) = session.run(["probabilities"], {"images": IMAGES})
+    dog = 1 / (1 + np.exp(-model(IMAGES).numpy()[:, 0]))
+    np.testing.assert_allclose(answer, np.stack([1 - dog, dog], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ("a", "b")}, "do not fit softmax over 2 classes"),
+        ({"activation": "logit"}, "do not fit logit over 3 classes"),
+        ({"images": IMAGES.astype(np.float32)}, "images float32"),
+        ({"images": IMAGES[:, :4]}, r"images uint8 \(9, 4, 8, 3\)"),
+        ({"images": IMAGES[:0]}, r"images uint8 \(0, 8, 8, 3\)"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        publish(network(), tmp_path, **change)
+    assert not files(tmp_path)
+
+
+def test_a_float_input_is_refused(tmp_path):
+    images = keras.Input((8, 8, 3), name="images")
+    model = keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(images)))
+    with pytest.raises(ValueError, match="one uint8 input named images"):
+        publish(model, tmp_path)
+
+
+# -- parity can fail -----------------------------------------------------------------------------------
+
+
+def alter_keras(model, monkeypatch):
+    check = parity.check
+
+    def altered(model, folders, *args):
+        copy = keras_predict.load(folders["keras"])
+        copy.weights[-1].assign(copy.weights[-1] + 0.01)
+        copy.save(folders["keras"] / "model.keras")
+        return check(model, folders, *args)
+
+    monkeypatch.setattr(parity, "check", altered)
+
+
+def alter_saved_model(model, monkeypatch):
+    write = saved_model.write
+
+    def altered(model, activation, folder):
+        bias = model.weights[-1]
+        right = bias.numpy()
+        bias.assign(right + 0.01)
+        write(model, activation, folder)
+        bias.assign(right)
+
+    monkeypatch.setattr(saved_model, "write", altered)
+
+
+def alter_onnx(model, monkeypatch):
+    write = to_onnx.write
+
+    def altered(folder, path):
+        write(folder, path)
+        proto = onnx.load(path)
+        weight = next(t for t in proto.graph.initializer if len(t.dims) == 4)
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[0] += 0.1
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(proto, path)
+
+    monkeypatch.setattr(to_onnx, "write", altered)
+
+
+@pytest.mark.parametrize("alter", [alter_keras, alter_saved_model, alter_onnx])
+def test_one_altered_weight_publishes_nothing(alter, tmp_path, monkeypatch):
+    model = network()
+    alter(model, monkeypatch)
+    with pytest.raises(ParityError, match=r"logits differ .*keras .*saved_model .*onnx .*1e-05 is allowed"):
+        publish(model, tmp_path)
+    assert not files(tmp_path)
+    assert exporting.current(tmp_path, "tiny.output") is None and exporting.manifests(tmp_path) == []
+
+
+def test_other_probabilities_publish_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_model, "probabilities", lambda logits, activation: tf.nn.sigmoid(logits))
+    with pytest.raises(ParityError, match="probabilities are not the softmax of the logits"):
+        publish(network(), tmp_path)
+    assert not files(tmp_path)
+
+
+def test_logits_of_another_form_are_no_answer():
+    answer = {"logits": np.zeros((4, 3), np.float64), "probabilities": np.full((4, 3), 1 / 3)}
+    with pytest.raises(ParityError, match=r"logits are float64 \(4, 3\), the model's float32 \(4, 3\)"):
+        parity._difference(answer, np.zeros((4, 3), np.float32), "softmax")
+
+
+def test_a_model_that_answers_nan_is_not_published(tmp_path):
+    model = network()
+    model.weights[-1].assign(np.full(3, np.nan, np.float32))
+    with pytest.raises(ParityError):
+        publish(model, tmp_path)
+    assert not files(tmp_path)
+
+
+# -- version folders -----------------------------------------------------------------------------------
+
+
+def put(exports, name, version, kinds=versions.KINDS):
+    for kind in kinds:
+        folder = exports / kind / name / str(version)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"name": name, "version": version, "kind": kind}))
+
+
+def test_the_next_version_is_above_the_highest_of_any_kind(tmp_path):
+    assert versions.next_version(tmp_path, "m") == 1
+    put(tmp_path, "m", 3)
+    put(tmp_path, "m", 11, ["saved_model"])
+    put(tmp_path, "other", 20)
+    (tmp_path / "onnx" / "m" / "notes").mkdir()
+    assert versions.next_version(tmp_path, "m") == 12
+
+
+def test_a_version_that_is_not_in_every_kind_is_not_current(tmp_path):
+    put(tmp_path, "m", 2)
+    put(tmp_path, "m", 10)
+    put(tmp_path, "m", 11, ["keras", "saved_model"])
+    put(tmp_path, "half", 1, ["keras"])
+    put(tmp_path, "another", 1)
+    assert exporting.current(tmp_path, "m") == {"name": "m", "version": 10, "kind": "onnx"}
+    assert exporting.current(tmp_path, "m", "keras")["kind"] == "keras"
+    assert exporting.current(tmp_path, "half") is None
+    assert [(m["name"], m["version"]) for m in exporting.manifests(tmp_path)] == [("another", 1), ("m", 10)]
+
+
+def test_the_next_export_sweeps_what_a_killed_one_left(tmp_path):
+    put(tmp_path, "m", 1)
+    leftover = tmp_path / "saved_model" / "m" / ".tmp-2-cafe"
+    busy = tmp_path / "saved_model" / "other" / ".tmp-1-cafe"
+    for folder in (leftover, busy):
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").write_text("half")
+    with versions.staging(tmp_path, "m", 2) as folders:
+        assert not leftover.exists() and busy.exists()
+        assert all(folder.parent == tmp_path / kind / "m" for kind, folder in folders.items())
+        assert all(folder.name.startswith(".tmp-2-") for folder in folders.values())
+
+
+def test_a_failing_export_leaves_nothing(tmp_path):
+    def fail(folder):
+        (folder / "model.onnx").write_text("half")
+        raise KeyError
+
+    with pytest.raises(KeyError), versions.staging(tmp_path, "m", 1) as folders:
+        fail(folders["onnx"])
+    assert not list(tmp_path.glob("*/m/*"))
+
+
+def test_a_version_is_never_overwritten(tmp_path):
+    put(tmp_path, "m", 1)
+    before = (tmp_path / "onnx" / "m" / "1" / "manifest.json").read_text()
+    with pytest.raises(OSError, match="not empty"), versions.staging(tmp_path, "m", 1) as folders:
+        versions.reveal(folders["onnx"], 1)
+    assert (tmp_path / "onnx" / "m" / "1" / "manifest.json").read_text() == before
+
+
+def test_publishing_again_takes_the_next_number_and_leaves_the_first_alone(published, exports):
+    before = {path: path.stat().st_mtime_ns for folder in published.paths.values() for path in folder.rglob("*")}
+    again = publish(network(seed=1), exports)
+    assert again.version == 2
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert exporting.current(exports, "tiny.output")["version"] == 2
+    assert again.graph == published.graph
+
+
+# -- the identity of a graph ---------------------------------------------------------------------------
+
+
+def graph_of(tmp_path, *, value=1.0, scale=2.0, shape=(3, 2), axis=1, target=(-1, 2), prefix="", swap=False):
+    """Images -> Mul(scale) -> MatMul(weight) -> Softmax(axis) and Reshape(target), as an ONNX file."""
+    weight = helper.make_tensor(prefix + "w", TensorProto.FLOAT, shape, [value] * (shape[0] * shape[1]))
+    constants = [
+        weight,
+        helper.make_tensor(prefix + "s", TensorProto.FLOAT, [], [scale]),
+        helper.make_tensor(prefix + "t", TensorProto.INT64, [2], target),
+    ]
+    first = [
+        helper.make_node("Mul", ["images", prefix + "s"], [prefix + "a"]),
+        helper.make_node("MatMul", [prefix + "a", prefix + "w"], [prefix + "b"]),
+    ]
+    last = [
+        helper.make_node("Softmax", [prefix + "b"], ["probabilities"], axis=axis),
+        helper.make_node("Reshape", [prefix + "b", prefix + "t"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        first + (last[::-1] if swap else last),
+        prefix + "graph",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "probabilities")],
+        constants,
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph), path)
+    return to_onnx.graph_hash(path)
+
+
+@pytest.mark.parametrize("change", [{"value": 5.0}, {"prefix": "x_"}, {"swap": True}])
+def test_weights_names_and_order_are_not_the_graph(change, tmp_path):
+    assert graph_of(tmp_path, **change) == graph_of(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"scale": 3.0}, {"shape": (3, 4)}, {"axis": 0}, {"target": (2, -1)}])
+def test_constants_shapes_and_attributes_are_the_graph(change, tmp_path):
+    assert graph_of(tmp_path, **change) != graph_of(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"scale": 1 / 127.5}, {"width": 6}])
+def test_another_network_has_another_graph(change, published, tmp_path):
+    saved_model.write(network(**change), "softmax", tmp_path / "saved")
+    to_onnx.write(tmp_path / "saved", tmp_path / "model.onnx")
+    assert to_onnx.graph_hash(tmp_path / "model.onnx") != published.graph

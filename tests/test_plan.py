@@ -113,9 +113,9 @@ def test_weights_must_come_from_somewhere(tiny_study):
 
 def test_a_run_survives_json(tiny_study):
     rich = with_pretrain(tiny_study) + (
-        'stages = [ { early_stopping = { patience = 2 } }, { reduce_on_plateau = { factor = 0.5, patience = 1 } } ]\n'
+        "stages = [ { early_stopping = { patience = 2 } }, { reduce_on_plateau = { factor = 0.5, patience = 1 } } ]\n"
         'head = { layers = [ { dense = 4 } ], activation = "logit" }\nreported = { top1 = 0.5 }'
-    ).replace('head = { layers', 'reset = ["head/output"]\nhead = { layers')
+    ).replace("head = { layers", 'reset = ["head/output"]\nhead = { layers')
     rich = rich.replace('name = "scratch"\nhead = "inherit"\n', 'name = "scratch"\n')
     for run in runs(rich):
         again = plan.restore(Run, plan.plain(run))

@@ -36,7 +36,7 @@ def test_a_pretraining_inherits_data_and_trains_all(tiny_study):
 def test_head_layers(tiny_study):
     study = parse(
         tiny_study,
-        new='[head]\nlayers = [ { conv = 8 }, { batch_norm = true }, { dense = 4 }, { dropout = 0.5 } ]\nl2 = 0.01',
+        new="[head]\nlayers = [ { conv = 8 }, { batch_norm = true }, { dense = 4 }, { dropout = 0.5 } ]\nl2 = 0.01",
     )
     kinds = [("conv", 8), ("batch_norm", 1), ("dense", 4), ("dropout", 0.5)]
     assert study.freeze[0].head == Head(layers=tuple(HeadLayer(k, s) for k, s in kinds), l2=0.01)
@@ -66,7 +66,7 @@ def test_head_layers(tiny_study):
         ('title = "tiny"', "seeds = [1, 1]", r"different whole numbers"),
         ('title = "tiny"', "title = ", r"is not TOML"),
         ('[backbone]\nname = "small_cnn"\nweights = "none"', "", r"\[backbone\] is missing"),
-        ("", '[head]\nlayers = [ { dense = 2, dropout = 0.5 } ]', r"is not a layer; write one of"),
+        ("", "[head]\nlayers = [ { dense = 2, dropout = 0.5 } ]", r"is not a layer; write one of"),
     ],
 )
 def test_mistakes_in_a_study_are_named(tiny_study, old, new, message):

@@ -13,9 +13,7 @@ def test_samples_a_percentile_needs(quantile, count):
 def test_sample_drops_the_warm_up_and_keeps_both_minima():
     ticks = itertools.count(0.0, 0.25)
     calls = []
-    seconds = timing.sample(
-        lambda: calls.append(1), warmup=3, min_seconds=2.0, min_count=2, clock=lambda: next(ticks)
-    )
+    seconds = timing.sample(lambda: calls.append(1), warmup=3, min_seconds=2.0, min_count=2, clock=lambda: next(ticks))
     assert len(calls) == len(seconds) + 3
     assert set(seconds) == {0.25}
     assert len(seconds) == 3  # started at 0.00; each turn reads the clock three times; at 2.25 both are reached

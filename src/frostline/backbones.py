@@ -56,9 +56,7 @@ def check_weights(name: str, weights: str | None) -> None:
     """Refuse published weights for a backbone that has none; raises UserError."""
     get(name)
     if weights == "imagenet":
-        raise UserError(
-            f"{name} has no ImageNet weights; give a weights file, or weights = \"none\" for random weights"
-        )
+        raise UserError(f'{name} has no ImageNet weights; give a weights file, or weights = "none" for random weights')
 
 
 def groups(name: str, layers: list[Any]) -> dict[str, str]:

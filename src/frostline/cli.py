@@ -111,8 +111,10 @@ def _entries(what: str) -> list[dict[str, str]]:
         "studies": lambda: {name: studies.load(name).title for name in studies.names()},
         "datasets": lambda: {name: entry.summary for name, entry in datasets.DATASETS.items()},
         "backbones": lambda: {name: entry.summary for name, entry in backbones.BACKBONES.items()},
-        "heads": lambda: {name: heads.describe(head) for name, head in heads.HEADS.items()}
-        | {"inherit": "the head of the pre-training, with its weights"},
+        "heads": lambda: (
+            {name: heads.describe(head) for name, head in heads.HEADS.items()}
+            | {"inherit": "the head of the pre-training, with its weights"}
+        ),
         "runtimes": lambda: {name: entry.summary for name, entry in runtimes.RUNTIMES.items()},
     }
     return [{"name": name, "summary": summary} for name, summary in tables[what]().items()]
@@ -137,9 +139,7 @@ def run(args: argparse.Namespace) -> int:
         print(tables.plan(harness.dry_run(args.study, options, places)))
         return 0
     infer = not (args.no_infer or args.no_export)
-    good = harness.run_study(
-        args.study, options, places, fresh=args.fresh, export=not args.no_export, infer=infer
-    )
+    good = harness.run_study(args.study, options, places, fresh=args.fresh, export=not args.no_export, infer=infer)
     name = Path(args.study).stem
     print(tables.render([r for r in records.read(args.results) if r["study"] == name], _terminal_format()))
     return 0 if good else 1

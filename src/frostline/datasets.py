@@ -620,8 +620,10 @@ def _decode_into(path: Path, files: Files, shape: tuple[int, ...]) -> None:
             else:
                 out.write(image.tobytes())
         if broken:
-            raise UserError(f"{len(broken)} of {len(files)} images cannot be used; "
-                            f"remove or replace these files: {', '.join(broken)}")
+            raise UserError(
+                f"{len(broken)} of {len(files)} images cannot be used; "
+                f"remove or replace these files: {', '.join(broken)}"
+            )
 
 
 def _decode_file(path: Path, size: int) -> np.ndarray | str:

@@ -207,11 +207,11 @@ class Timing:
             elapsed = instant - self.cell_started
             step, first = event["step_seconds"], event["first_step_seconds"]
             self.add("ok", None, step_seconds=step, first_step_seconds=first, elapsed_seconds=elapsed)
-            self.progress.show("", advance=1)
         self.cell_started = instant
+        timed = event["event"] == "cell"
         if name := self.current():
             precision, xla = self.candidate
-            self.progress.show(f"timing {self.distinct[name].freeze.name}, {precision}, XLA {xla}")
+            self.progress.show(f"timing {self.distinct[name].freeze.name}, {precision}, XLA {xla}", advance=timed)
 
     def deadline(self) -> float | None:
         limit = self.limit()

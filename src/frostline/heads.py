@@ -41,9 +41,7 @@ def units(head: Head, classes: int) -> int:
     if head.activation == "softmax":
         return classes
     if classes != 2:
-        raise UserError(
-            f'activation = "{head.activation}" is for two classes, and there are {classes}; use "softmax"'
-        )
+        raise UserError(f'activation = "{head.activation}" is for two classes, and there are {classes}; use "softmax"')
     return 1
 
 
@@ -67,9 +65,7 @@ def build(x: Any, head: Head, classes: int, taken: Collection[str] = ()) -> Any:
         if layer.kind == "conv":
             if pooled:
                 raise UserError("a conv layer of a head stands before the dense and dropout layers; move it up")
-            x = keras.layers.Conv2D(
-                int(layer.size), 3, padding="same", kernel_regularizer=regularizer, name=name
-            )(x)
+            x = keras.layers.Conv2D(int(layer.size), 3, padding="same", kernel_regularizer=regularizer, name=name)(x)
         elif layer.kind == "batch_norm":
             x = keras.layers.BatchNormalization(name=name)(x)
             x = keras.layers.ReLU(name=f"{name}_relu")(x)

@@ -21,7 +21,7 @@ FIGURES = (
     "count",
 )
 WARMUP_CALLS = 3
-DISTINCT_BATCHES = 16
+DISTINCT_BATCHES = 8
 ACCURACY_BATCH = 32
 # How far one image's probabilities may be apart in two batches. A GPU rounds inputs to ten bits (TF32), and which
 # algorithm it takes depends on the batch.

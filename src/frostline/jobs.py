@@ -239,7 +239,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
     for run in _runs(job):
         if run.inherit_head and run.pretrain_run and units[run.freeze.name] != units[plan.PRETRAIN]:
             raise UserError(
-                f"{run.freeze.name}: head = \"inherit\" takes over an output layer of {units[plan.PRETRAIN]} units, "
+                f'{run.freeze.name}: head = "inherit" takes over an output layer of {units[plan.PRETRAIN]} units, '
                 f"and this task needs {units[run.freeze.name]}; choose a head of its own"
             )
     emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found)

@@ -8,15 +8,21 @@ import tensorflow as tf
 class Dropout(keras.layers.Dropout):
     """Dropout whose mask comes from the Philox generator, so that it is the same with and without XLA.
 
-    Keras's own layer leaves the generator to TensorFlow, which chooses another one when it compiles with XLA.
-    Inputs and outputs: float [N, ...].
+    Keras's own layer leaves the generator to TensorFlow, which chooses another one when it compiles with XLA; and the
+    bits must not pass through floats, which XLA makes of them in another way. Sixteen bits decide about an element, so
+    the rate is kept to 2^-16. Inputs and outputs: float [N, ...].
     """
 
     def call(self, inputs, training=False):
         if not training or self.rate == 0:
             return inputs
         seed = tf.cast(self.seed_generator.next(), tf.int32)
-        keep = tf.random.stateless_uniform(tf.shape(inputs), seed, alg="philox") >= self.rate
+        size = tf.size(inputs)
+        words = tf.random.stateless_uniform(
+            [(size + 3) // 4], seed, minval=None, maxval=None, dtype=tf.int64, alg="philox"
+        )
+        bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.int16), [-1])[:size], tf.shape(inputs))
+        keep = bits >= tf.constant(round(self.rate * 2**16) - 2**15, tf.int16)
         return tf.where(keep, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
 
@@ -37,8 +43,3 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 # What stands in for these layers in an export, so that it loads without frostline.
 STANDARD = {Dropout: keras.layers.Dropout, BatchNormalization: keras.layers.BatchNormalization}
-
-
-def standard(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A layer with the configuration of `layer` and, where it is one of ours, Keras's own class."""
-    return STANDARD.get(type(layer), type(layer)).from_config(layer.get_config())

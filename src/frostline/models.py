@@ -1,5 +1,6 @@
 """Pixels to scaling to backbone to head: one Keras model."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ SCALINGS = {"none": (1.0, 0.0), "unit": (1 / 255, 0.0), "symmetric": (1 / 127.5,
 
 @dataclass(frozen=True)
 class Network:
-    """A Keras model from uint8 `images` [N, H, W, 3] to float32 logits, its backbone, and the freeze group of each layer."""
+    """A Keras model from uint8 `images` [N, H, W, 3] to float32 logits, its backbone, and each layer's freeze group."""
 
     model: Any
     backbone: Any
@@ -40,7 +41,7 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
     model = keras.Model(images, heads.build(features, resolved, classes, names), name="frostline")
     inner = [layer for layer in body.layers if layer.name not in ("images", "scaling")]
     groups = backbones.groups(backbone.name, inner)
-    groups.update({x.name: "head" for x in model.layers if x.name not in groups and x.name not in ("images", "scaling")})
+    groups.update({layer.name: "head" for layer in model.layers if layer.name not in names})
     return Network(model, body, groups, resolved)
 
 
@@ -53,34 +54,31 @@ def _with_our_batch_norm(inputs: Any, features: Any) -> Any:
     body = keras.Model(inputs, features)
     if not any(type(layer) is keras.layers.BatchNormalization for layer in body.layers):
         return features
-
-    def clone(layer):
-        cls = BatchNormalization if type(layer) is keras.layers.BatchNormalization else type(layer)
-        return cls.from_config(layer.get_config())
-
-    copy = keras.models.clone_model(body, input_tensors=inputs, clone_function=clone)
-    copy.set_weights(body.get_weights())
-    return copy.output
+    return _copy(body, inputs, {keras.layers.BatchNormalization: BatchNormalization}).output
 
 
 def standard(network: Network) -> Any:
     """The same function, weights copied, made of Keras's own layers under float32: what is exported."""
     import keras
 
-    from frostline import layers
+    from frostline.layers import STANDARD
 
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
-        def clone(layer):
-            config = layers.standard(layer).get_config()
-            return layers.STANDARD.get(type(layer), type(layer)).from_config({**config, "dtype": "float32"})
+    inputs = keras.Input(network.model.input_shape[1:], dtype="uint8", name="images")
+    return _copy(network.model, inputs, STANDARD, dtype="float32")
 
-        inputs = keras.Input(network.model.input_shape[1:], dtype="uint8", name="images")
-        copy = keras.models.clone_model(network.model, input_tensors=inputs, clone_function=clone)
-    finally:
-        keras.config.set_dtype_policy(policy.name)
-    copy.set_weights(network.model.get_weights())
+
+def _copy(model: Any, inputs: Any, classes: dict[Any, Any], **changes: Any) -> Any:
+    """A model of the same layers and weights on other inputs, some classes exchanged, some settings changed."""
+    import keras
+
+    def clone(layer: Any) -> Any:
+        return classes.get(type(layer), type(layer)).from_config({**layer.get_config(), **changes})
+
+    copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    for layer in copy.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # set_weights leaves its constants as they were
     return copy
 
 
@@ -91,8 +89,10 @@ def load_weights(network: Network, path: Path, *, head: bool, skip: set[str]) ->
     """
     kept = {name: network.model.get_layer(name).get_weights() for name in skip}
     try:
-        (network.model if head else network.backbone).load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras only warns of some layers that it leaves as they were
+            (network.model if head else network.backbone).load_weights(path)
+    except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} does not hold the weights of this network: {reason}") from error
     for name, values in kept.items():

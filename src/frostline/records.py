@@ -29,7 +29,8 @@ def lock(results: Path) -> Iterator[None]:
         results.mkdir(parents=True, exist_ok=True)
         handle = os.open(results / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise UserError(f"cannot write to the results folder {results}: {error.strerror}; choose --results DIR") from error
+        reason = f"cannot write to the results folder {results}: {error.strerror}"
+        raise UserError(f"{reason}; choose --results DIR") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +122,7 @@ def _drop_torn_line(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The newest records of one freeze configuration, one per seed, and how many older configurations share its name."""
+    """The newest records of one freeze configuration, one per seed, and how many older ones share its name."""
 
     study: str
     freeze: str

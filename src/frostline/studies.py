@@ -210,7 +210,7 @@ def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage) -> Tas
 def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Freeze:
     _is_table(table, f"{where}: [[freeze]]")
     if "name" not in table:
-        raise UserError(f"{where}: a [[freeze]] has no name; add name = \"...\"")
+        raise UserError(f'{where}: a [[freeze]] has no name; add name = "..."')
     name = _text(table["name"], f"{where}: [[freeze]] name")
     where = f"{where}: [[freeze]] {name!r}"
     if name == "pretrain" or not all(c.isalnum() or c in "_-" for c in name):
@@ -220,7 +220,7 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Fre
     base = _stage({k: v for k, v in table.items() if k not in own}, where, base)
     entries = _list(table.get("stages", [{}]), f"{where}: stages")
     if not entries:
-        raise UserError(f"{where}: stages is empty; give at least one, such as stages = [ {{ train = [\"head/.*\"] }} ]")
+        raise UserError(f'{where}: stages is empty; give at least one, such as stages = [ {{ train = ["head/.*"] }} ]')
     stages = tuple(_stage(entry, f"{where}: stages[{i}]", base) for i, entry in enumerate(entries))
     return Freeze(
         name=name,
@@ -265,8 +265,10 @@ def _head_layers(value: Any, where: str) -> tuple[HeadLayer, ...]:
     for i, entry in enumerate(_list(value, where)):
         at = f"{where}[{i}]"
         if not isinstance(entry, dict) or len(entry) != 1:
-            raise UserError(f"{at}: {entry!r} is not a layer; write one of {{ dense = 256 }}, {{ conv = 512 }}, "
-                            "{ dropout = 0.5 }, { batch_norm = true }")
+            raise UserError(
+                f"{at}: {entry!r} is not a layer; write one of {{ dense = 256 }}, {{ conv = 512 }}, "
+                "{ dropout = 0.5 }, { batch_norm = true }"
+            )
         _only(entry, HEAD_LAYERS, at)
         kind, size = next(iter(entry.items()))
         if kind == "batch_norm":
@@ -288,10 +290,13 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
         "batch_size": _whole,
         "epochs": _whole,
         "batch_norm": _one_of(BATCH_NORMS),
-        "early_stopping": lambda v, at: _fill(
-            EarlyStopping, v, at, {"patience": _whole, "restore_best": _boolean}),
-        "reduce_on_plateau": lambda v, at: _fill(ReduceOnPlateau, v, at, {
-            "factor": _fraction, "patience": _whole, "min_learning_rate": lambda x, a: _number(x, a, least=0)}),
+        "early_stopping": lambda v, at: _fill(EarlyStopping, v, at, {"patience": _whole, "restore_best": _boolean}),
+        "reduce_on_plateau": lambda v, at: _fill(
+            ReduceOnPlateau,
+            v,
+            at,
+            {"factor": _fraction, "patience": _whole, "min_learning_rate": lambda x, a: _number(x, a, least=0)},
+        ),
     }
     return _fill(Stage, table, where, readers, base)
 

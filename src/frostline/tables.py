@@ -105,15 +105,17 @@ def infer_rows(records: list[Row]) -> list[Row]:
         versions[r["model"]] = max(r["version"], versions.get(r["model"], 0))
     newest = {(r["model"], r["runtime"], r["device"], r["batch_size"]): r for r in found}
     shown = ("kind", "study", "freeze", "outcome", "reason", *INFER)
-    measured = [
-        {key: r.get(key) for key in shown} for r in newest.values() if r["version"] == versions[r["model"]]
-    ]
+    measured = [{key: r.get(key) for key in shown} for r in newest.values() if r["version"] == versions[r["model"]]]
     exports = {r["model"]: r for r in records if r["kind"] == "export"}
     refused = [r for r in exports.values() if r["outcome"] == "failed"]
     blank = dict.fromkeys(shown)
     return measured + [
-        {**blank, "kind": "infer", **{k: r[k] for k in ("study", "freeze", "model", "outcome", "reason", "run")},
-         "valid": False}
+        {
+            **blank,
+            "kind": "infer",
+            **{k: r[k] for k in ("study", "freeze", "model", "outcome", "reason", "run")},
+            "valid": False,
+        }
         for r in refused
     ]
 

@@ -230,9 +230,7 @@ def _callbacks(stage: Stage, log: "_Log") -> tuple[list[Any], Any]:
     if stage.reduce_on_plateau:
         rule = stage.reduce_on_plateau
         callbacks.append(
-            keras.callbacks.ReduceLROnPlateau(
-                factor=rule.factor, patience=rule.patience, min_lr=rule.min_learning_rate
-            )
+            keras.callbacks.ReduceLROnPlateau(factor=rule.factor, patience=rule.patience, min_lr=rule.min_learning_rate)
         )
     if stage.early_stopping:
         stopper = keras.callbacks.EarlyStopping(

@@ -33,6 +33,7 @@ def write(saved_model: Path, path: Path) -> None:
     )
     for value in [*proto.graph.input, *proto.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    _fix_reshapes(proto)
     # tf2onnx only logs what it cannot convert.
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
@@ -48,6 +49,31 @@ def _erfc(context: Any, node: Any, name: str, args: Any) -> Any:
     difference = context.insert_new_node_on_output("Sub", node.output[0], name=utils.make_name("erfc"))
     context.replace_inputs(difference, [constant.output[0], node.output[0]])
     return difference
+
+
+def _fix_reshapes(proto: onnx.ModelProto) -> None:
+    """Write down the target of each Reshape that is known but for the batch, and drop the nodes that computed it.
+
+    ONNX Runtime computes shapes on the CPU even beside a GPU, which a session without a fallback refuses.
+    """
+    graph = proto.graph
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in [*inferred.value_info, *inferred.output]}
+    for node in graph.node:
+        sizes = [size.dim_value for size in shapes.get(node.output[0], [])][1:]
+        if node.op_type == "Reshape" and sizes and all(sizes):
+            target = onnx.numpy_helper.from_array(np.array([-1, *sizes], np.int64), f"{node.output[0]}/target")
+            graph.initializer.append(target)
+            node.input[1] = target.name
+    needed = {output.name for output in graph.output}
+    for i in reversed(range(len(graph.node))):
+        if needed.isdisjoint(graph.node[i].output):
+            del graph.node[i]
+        else:
+            needed.update(graph.node[i].input)
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name not in needed:
+            del graph.initializer[i]
 
 
 # -- identity of a graph ---------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+"""Epoch times of the CIFAR-10 split network, the notebook way and ours, in turns.
+
+    python bench/notebook_ratio.py [--images 6400] [--turns 3]
+
+Each turn is a fresh interpreter; the first epoch, which compiles, is left out on both sides. Ours runs with what `auto`
+chose on this machine before. Prints medians over the turns and their ratio.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tabulate import tabulate
+
+from frostline import choice, harness, plan, studies
+from frostline.harness import Places
+from frostline.plan import Options
+
+HERE = Path(__file__).parent
+CONFIGURATIONS = ("output", "dense_output", "fully_connected", "all")
+EPOCHS = 3
+
+
+def notebook(configuration: str, images: int) -> tuple[float, int]:
+    """Median epoch seconds after the first, and trainable parameters, of the plain Keras script."""
+    command = [sys.executable, str(HERE / "notebook.py"), configuration, str(images), str(EPOCHS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    return statistics.median(told["seconds"][1:]), told["trainable"]
+
+
+def ours(configuration: str, images: int, precision: str, xla: str) -> tuple[float, int]:
+    """The same through frostline's plain engine."""
+    command = [sys.executable, __file__, "--child", configuration, precision, xla, "--images", str(images)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    return statistics.median(told["seconds"][1:]), told["trainable"]
+
+
+def child(configuration: str, precision: str, xla: str, images: int) -> None:
+    """Train one configuration on random pixels and print the seconds of each epoch."""
+    import dataclasses
+
+    import numpy as np
+
+    from frostline import device, models, training
+    from frostline.datasets import Split
+
+    freeze = next(f for f in studies.load("cifar10_split").freeze if f.name == configuration)
+    stage = dataclasses.replace(freeze.stages[0], epochs=EPOCHS)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+    split = Split(pixels, rng.integers(0, 5, images, dtype=np.int32), [])
+    device.configure(precision)
+    device.seed_everything(0)
+    network = models.build(studies.load("cifar10_split").backbone, None, "backbone", 32, 5)
+    trained = training.train(network, (stage,), split, None, seed=0, xla=xla == "on")
+    seconds = [entry["seconds"] for entry in trained.history]
+    print(json.dumps({"seconds": seconds, "trainable": trained.masks[0].trainable_params}))
+
+
+def chosen() -> tuple[str, str]:
+    """What `auto` takes for the split study on this machine, measured now."""
+    study = plan.resolve(studies.load("cifar10_split"), Options(only=CONFIGURATIONS, seeds=(0,), weights="none"))
+    runs = plan.runs(study, Options(), lambda data: "random pixels", lambda path: "")
+    shapes = [{"freeze": name, "size": 32, "classes": 5} for name in CONFIGURATIONS]
+    checked = {"device": "cpu", "mixed": "mixed_bfloat16", "configurations": shapes}
+    with tempfile.TemporaryDirectory() as folder:
+        cells = harness.measure_steps(runs, checked, Places(Path(folder), Path(folder)), fresh=True)
+    return choice.pick(cells, "auto", "auto", "cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=6400)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--child", nargs=3, metavar=("NAME", "PRECISION", "XLA"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(*args.child, args.images)
+        return
+    auto = chosen()
+    table = []
+    for name in CONFIGURATIONS:
+        theirs, own, trainable = [], [], set()
+        for _ in range(args.turns):
+            for measure, kept in (
+                (lambda n: notebook(n, args.images), theirs),
+                (lambda n: ours(n, args.images, *auto), own),
+            ):
+                seconds, parameters = measure(name)
+                kept.append(seconds)
+                trainable.add(parameters)
+        assert len(trainable) == 1, f"the two ways train different parameters: {trainable}"
+        a, b = statistics.median(theirs), statistics.median(own)
+        table.append([name, f"{trainable.pop():,}", f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}"])
+    headers = ["freeze", "trainable", "notebook epoch s", "ours epoch s", "ratio"]
+    print(tabulate(table, headers, tablefmt="github", disable_numparse=True, colalign=["left", *["right"] * 4]))
+    setting = f"ours: {auto[0]}, XLA {auto[1]}"
+    print(f"\n{args.images:,} random 32×32 images, batch 64; {setting}; median of {args.turns} turns.")
+
+
+if __name__ == "__main__":
+    main()

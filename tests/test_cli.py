@@ -1,0 +1,90 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from frostline import cli, records
+
+
+def run(*args):
+    """Exit status of a command in this process."""
+    return cli.main([str(a) for a in args])
+
+
+def test_list_prints_names_and_summaries(capsys):
+    assert run("list", "datasets") == 0
+    out = capsys.readouterr().out
+    assert "digits" in out and "image_folder" in out
+
+
+def test_list_as_json_is_a_list_of_objects(capsys):
+    for what in cli.LISTS:
+        assert run("list", what, "--format", "json") == 0
+        entries = json.loads(capsys.readouterr().out)
+        assert entries and all(set(e) == {"name", "summary"} for e in entries)
+
+
+def test_mistakes_are_one_line_and_status_two(capsys, tmp_path):
+    for args, message in [
+        (("run", "nothing"), "unknown study 'nothing'"),
+        (("run", "digits", "--only", "outputt"), "did you mean 'output'?"),
+        (("run", "digits", "--precision", "half"), "--precision half: there are: auto, float32"),
+        (("table", tmp_path), "holds no records.jsonl"),
+        (("export", tmp_path), "holds no finished run; type: frostline run STUDY"),
+        (("infer", tmp_path), "holds no published model"),
+    ]:
+        assert run(*args, *(["--results", tmp_path / "r"] if args[0] == "run" else [])) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("flag", [("--limit", "0"), ("--epochs", "x"), ("--seeds", "0,0"), ("--seeds", "a")])
+def test_flags_that_are_no_numbers(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("run", "digits", *flag)
+    assert flag[0] in capsys.readouterr().err
+
+
+def test_only_of_export_must_exist(tmp_path, capsys):
+    row = {"kind": "train", "study": "s", "freeze": "output", "variant": "", "seed": 0, "configuration": "c",
+           "outcome": "failed", "reason": "x"}  # fmt: skip
+    records.append(tmp_path, row)
+    assert run("export", tmp_path, "--only", "outptu") == 2
+    assert "no such configuration" in capsys.readouterr().err
+
+
+def test_table_reads_several_folders(tmp_path, capsys):
+    from test_tables import train
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        records.append(tmp_path / name, train(name, 0))
+    assert run("table", tmp_path / "a", tmp_path / "b", "--format", "json") == 0
+    assert [r["freeze"] for r in json.loads(capsys.readouterr().out)] == ["a", "b"]
+
+
+def test_ctrl_c_is_said_and_is_status_130(monkeypatch, capsys):
+    from frostline import harness
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "run_study", interrupted)
+    assert run("run", "digits") == 130
+    assert "what is finished is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["list", "runtimes"]])
+def test_light_commands_load_nothing_heavy(args):
+    code = f"""
+import sys
+from frostline import cli
+try:
+    cli.main({args})
+except SystemExit:
+    pass
+print(sorted({{"tensorflow", "keras", "numpy"}} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]" and done.stdout

@@ -1,0 +1,129 @@
+import dataclasses
+
+import pytest
+
+from frostline import children, harness, plan, records, studies
+from frostline.errors import UserError
+from frostline.harness import Places
+from frostline.plan import Options
+
+
+@pytest.fixture
+def places(tmp_path):
+    return Places(tmp_path / "results", tmp_path / "exports")
+
+
+@pytest.fixture
+def planned(tiny_study):
+    options = Options(precision=("float32",), xla=("off",))
+    study = plan.resolve(studies.parse(tiny_study, "tiny"), options)
+    return plan.runs(study, options, lambda data: "data", lambda path: "digest")
+
+
+def finish(run, results, weights=True):
+    records.append(results, {**plan.heading(run), "outcome": "ok", "validation_top1": 0.5, "time": "t"})
+    file = harness.weights_file(results, run.id)
+    file.parent.mkdir(parents=True)
+    if weights:
+        file.write_bytes(b"weights")
+
+
+def test_a_run_is_finished_when_its_record_and_its_weights_are_there(places, planned):
+    one, two = planned
+    places.results.mkdir()
+    finish(one, places.results)
+    finish(two, places.results, weights=False)
+    assert harness.finished(places.results) == {one.identity}
+
+
+def test_a_failed_run_is_tried_again(places, planned):
+    places.results.mkdir()
+    finish(planned[0], places.results)
+    records.append(places.results, {**plan.heading(planned[0]), "outcome": "failed", "reason": "x"})
+    assert harness.finished(places.results) == set()
+
+
+def test_a_child_that_dies_twice_is_a_failed_record_and_the_study_goes_on(places, planned, monkeypatch, capsys):
+    attempts = []
+
+    def spawn(job, places, log, on_event, *args, **kwargs):
+        attempts.append(job["runs"][0]["id"])
+        if job["runs"][0]["id"] == planned[0].id:
+            raise children.Died("killed by the system")
+        finish(planned[1], places.results)
+
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", spawn)
+    harness.train_all(planned, [], "cpu", places)
+    assert attempts == [planned[0].id, planned[0].id, planned[1].id]
+    newest = harness.newest(places.results)
+    assert newest[planned[0].identity]["outcome"] == "failed"
+    assert newest[planned[0].identity]["reason"] == "killed by the system"
+    assert not harness.all_ok(planned, places.results) and harness.all_ok(planned[1:], places.results)
+    assert "trying once more" in capsys.readouterr().err
+
+
+def test_a_run_whose_pretraining_failed_fails_with_that_reason(places, planned, monkeypatch):
+    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("nothing should start"))
+    orphan = dataclasses.replace(planned[0], pretrain_run="tiny.pretrain.s0.abc")
+    places.results.mkdir()
+    harness.train_all([orphan], [], "cpu", places)
+    (record,) = records.read(places.results)
+    assert record["reason"] == "its pre-training tiny.pretrain.s0.abc did not finish"
+
+
+class FakeTimer:
+    """Stands in for the child that times steps: says how long each configuration took, or dies, or hangs."""
+
+    def __init__(self, seconds, ends_at=None):
+        self.seconds, self.ends_at = seconds, ends_at
+
+    def __call__(self, job, places, log, on_event, deadline):
+        on_event({"event": "ready"})
+        for number in range(len(job["runs"])):
+            if number == self.ends_at:
+                assert deadline() is not None
+                raise children.GivenUp
+            on_event({"event": "cell", "step_seconds": self.seconds, "first_step_seconds": 1.0})
+
+
+def test_a_candidate_past_its_limit_is_given_up_and_the_rest_not_tried(places, planned, monkeypatch):
+    monkeypatch.setattr(harness, "spawn", FakeTimer(0.5, ends_at=0))
+    distinct = {"a": planned[0], "b": planned[1]}
+    with harness.Progress(2) as progress:
+        timing = harness.Timing(distinct, {}, ("float32", "on"), {"a": 20.0, "b": 20.0}, places, progress)
+        cells = timing.run()
+    assert [(c["outcome"], c["step_seconds"]) for c in cells] == [("given up", None), ("not tried", None)]
+    assert cells[0]["reason"] == "over 20 s, 10 times the best"
+
+
+def test_step_times_are_measured_once_and_kept(places, tiny_study, monkeypatch):
+    study = plan.resolve(studies.parse(tiny_study, "tiny"), Options())
+    runs = plan.runs(study, Options(), lambda data: "data", lambda path: "digest")
+    checked = {"device": "cpu", "mixed": "mixed_bfloat16", "configurations": []}
+    checked["configurations"] = [{"freeze": r.freeze.name, "size": 32, "classes": 2} for r in runs]
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", FakeTimer(0.5))
+    cells = harness.measure_steps(runs, checked, places, fresh=False)
+    assert len(cells) == 4 * 2 and {c["freeze"] for c in cells} == {"output", "all"}
+    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("measured twice"))
+    assert harness.measure_steps(runs, checked, places, fresh=False) == cells
+
+
+def test_nothing_is_timed_when_nothing_is_left_open(places, planned):
+    assert harness.measure_steps(planned, {}, places, fresh=False) == []
+
+
+def test_a_mistake_found_by_a_child_is_the_users(places, planned, monkeypatch):
+    def run(module, job, *, log, on_event, deadline):
+        on_event({"event": "user_error", "message": "no such layer"})
+
+    monkeypatch.setattr(children, "run", run)
+    with pytest.raises(UserError, match="no such layer"):
+        harness.preflight(planned, places)
+
+
+def test_a_missing_weights_file_is_named(tiny_study, places):
+    study = plan.resolve(studies.parse(tiny_study.replace('"none"', '"gone.h5"'), "tiny"), Options())
+    with pytest.raises(UserError, match=r"cannot read the weights file gone.h5"):
+        harness.plan_runs(study, Options(), places)

@@ -1,0 +1,156 @@
+import ctypes
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+
+from frostline import exporting, runtimes
+from frostline.errors import UserError
+from frostline.exporting.versions import KINDS
+from frostline.runtimes import RUNTIMES, Unavailable, keras_predict, onnxruntime
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+
+
+def publish(exports, name, activation, outputs, class_names):
+    keras.utils.set_random_seed(0)
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = keras.layers.Conv2D(4, 3, activation="relu")(keras.layers.Rescaling(1 / 255)(images))
+    model = keras.Model(images, keras.layers.Dense(outputs)(keras.layers.GlobalAveragePooling2D()(x)))
+    exporting.publish(
+        model,
+        name=name,
+        activation=activation,
+        class_names=class_names,
+        images=IMAGES,
+        facts={},
+        exports=exports,
+    )
+    return model(IMAGES).numpy()
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture(scope="module")
+def expected(exports):
+    """Probabilities of the models before they were exported, by name."""
+    logits = publish(exports, "softmax", "softmax", 3, ("a", "b", "c"))
+    powers = np.exp(logits.astype(np.float64))
+    dog = 1 / (1 + np.exp(-publish(exports, "logit", "logit", 1, ("cat", "dog")).astype(np.float64)))
+    return {"softmax": powers / powers.sum(axis=1, keepdims=True), "logit": np.concatenate([1 - dog, dog], axis=1)}
+
+
+# -- what every runtime keeps --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["softmax", "logit"])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_runtime_answers_as_the_model_did(name, model, exports, expected):
+    manifest = exporting.current(exports, model, RUNTIMES[name].kind)
+    folder = exports / RUNTIMES[name].kind / model / "1"
+    predict = runtimes.ready(name, "cpu").open(folder, manifest, "cpu")
+    for rows in (slice(0, 1), slice(1, 6), slice(0, 2)):
+        answer = predict(IMAGES[rows])
+        assert answer.dtype == np.float32
+        np.testing.assert_allclose(answer, expected[model][rows], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_an_entry_is_complete(name):
+    runtime = RUNTIMES[name]
+    assert runtime.summary and runtime.kind in KINDS and set(runtime.devices) <= {"cpu", "gpu"}
+    assert runtimes.unavailable(name, "cpu") is None
+
+
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if "gpu" in RUNTIMES[name].devices])
+def test_without_a_cuda_device_the_gpu_is_not_available(name, monkeypatch):
+    monkeypatch.setattr(runtimes, "cuda_devices", lambda: 0)
+    assert runtimes.unavailable(name, "gpu") == "no CUDA device"
+    with pytest.raises(Unavailable, match="no CUDA device"):
+        runtimes.ready(name, "gpu")
+
+
+# -- what is missing -----------------------------------------------------------------------------------
+
+
+def test_an_unknown_runtime_is_the_users_mistake():
+    with pytest.raises(UserError, match="did you mean 'saved_model'"):
+        runtimes.unavailable("savedmodel", "cpu")
+
+
+def test_a_library_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    expected = "onnxruntime is not installed; type: pip install 'frostline[cpu]'"
+    assert runtimes.unavailable("onnxruntime", "cpu") == expected
+
+
+def test_a_device_that_a_runtime_does_not_know():
+    assert runtimes.unavailable("onnxruntime", "npu") == "onnxruntime does not run on npu"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "saved_model"])
+def test_a_library_without_cuda_on_a_machine_with_a_gpu(name, monkeypatch):
+    import onnxruntime as ort
+    import tensorflow as tf
+
+    monkeypatch.setattr(runtimes, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    assert "sees no GPU; type: pip install 'frostline[gpu]'" in runtimes.unavailable(name, "gpu")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    assert runtimes.unavailable(name, "gpu") is None
+
+
+class Driver:
+    """Stands for libcuda: what `cuInit` returns, and how many devices it has."""
+
+    def __init__(self, status, devices):
+        self.status, self.devices = status, devices
+
+    def cuInit(self, flags):
+        return self.status
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = self.devices
+        return 0
+
+
+@pytest.mark.parametrize(("status", "devices", "seen"), [(0, 2, 2), (0, 0, 0), (100, 2, 0)])
+def test_the_driver_counts_the_devices(status, devices, seen, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(status, devices))
+    assert runtimes.cuda_devices() == seen
+
+
+def test_no_driver_is_no_device(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert runtimes.cuda_devices() == 0
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # ONNX Runtime's way to announce another device
+def test_onnx_runtime_on_another_device_than_asked_is_an_error(exports, expected, monkeypatch):
+    monkeypatch.setitem(onnxruntime.PROVIDERS, "cpu", "MissingExecutionProvider")
+    with pytest.raises(RuntimeError, match="chose CPUExecutionProvider, not MissingExecutionProvider"):
+        onnxruntime.outputs(exports / "onnx" / "softmax" / "1", "cpu")
+
+
+# -- activations ---------------------------------------------------------------------------------------
+
+
+def test_large_logits_do_not_overflow():
+    logits = np.array([[1000.0, 0.0], [0.0, -1000.0]], np.float32)
+    np.testing.assert_array_equal(keras_predict.probabilities(logits, "softmax"), [[1, 0], [1, 0]])
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "logit"])
+def test_one_logit_is_the_second_column(activation):
+    found = keras_predict.probabilities(np.array([[-1000.0], [0.0], [np.log(3.0)]], np.float32), activation)
+    np.testing.assert_allclose(found, [[1, 0], [0.5, 0.5], [0.25, 0.75]], atol=1e-7)
+    assert found.dtype == np.float32

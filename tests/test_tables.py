@@ -1,0 +1,149 @@
+import csv
+import io
+import json
+
+import pytest
+
+from frostline import tables
+
+MACHINE = {"cpu": "a CPU", "cores": 2, "gpus": [], "versions": {"frostline": "0.1.0", "keras": "3.15.1"}}
+
+
+def train(freeze, seed, trainable=10, total=10.0, top1=0.5, **more):
+    return {
+        "kind": "train", "study": "toy", "title": "A toy", "freeze": freeze, "variant": "", "model": f"toy.{freeze}",
+        "configuration": f"c-{freeze}", "seed": seed, "run": f"{freeze}.s{seed}", "protocol": "clean", "limit": None,
+        "epochs_cap": None, "precision_asked": "auto", "xla_asked": "auto", "engine_asked": "plain", "reported": None,
+        "outcome": "ok", "reason": None, "engine": "plain", "precision": "float32", "xla": False, "device": "cpu",
+        "trainable_params": trainable, "total_params": 1000, "batch_norm": ["none"], "train_images": 100,
+        "first_step_seconds": 1.0, "step_seconds": 0.01, "epoch_seconds": 2.0, "features_seconds": None,
+        "total_seconds": total, "process_start_seconds": 5.0, "images_per_second": 50.0, "peak_memory_bytes": 1 << 30,
+        "device_peak_memory_bytes": None, "train_top1": top1, "train_running_top1": top1, "train_loss": 1.0,
+        "validation_top1": top1, "validation_loss": 1.0, "test_top1": top1, "test_loss": 1.0, "machine": MACHINE,
+    } | more  # fmt: skip
+
+
+def failed(freeze, seed, reason="NotFinite: the loss became nan"):
+    row = train(freeze, seed)
+    lost = ("trainable_params", "total_params", "epoch_seconds", "total_seconds", "test_top1", "validation_top1")
+    return {k: v for k, v in row.items() if k not in lost} | {"outcome": "failed", "reason": reason}
+
+
+def infer(model, runtime, batch=1, **more):
+    return {
+        "kind": "infer", "study": "toy", "freeze": model.removeprefix("toy."), "model": model, "version": 1, "run": "r",
+        "runtime": runtime, "device": "cpu", "batch_size": batch, "images_per_second": 1000.0,
+        "latency_p50_seconds": 0.001, "size_bytes": 3 << 20, "test_top1": 0.5, "valid": False, "outcome": "ok",
+        "reason": "quick: 10 samples in 1.0 s; too short",
+    } | more  # fmt: skip
+
+
+CELLS = [
+    {"freeze": f, "precision": p, "xla": x, "step_seconds": s, "first_step_seconds": 1.0, "outcome": o, "reason": None}
+    for f, p, x, s, o in [
+        ("output", "float32", "off", 0.0101, "ok"),
+        ("output", "float32", "on", None, "given up"),
+        ("all", "float32", "off", 0.02, "ok"),
+        ("all", "float32", "on", None, "not tried"),
+    ]
+]
+RECORDS = [
+    {"kind": "choice", "study": "toy", "cells": CELLS},
+    train("output", 0, top1=0.5),
+    train("output", 1, top1=0.7, total=20.0),
+    train("all", 0, trainable=1000, total=60.0),
+    failed("all", 1),
+    failed("broken", 0, "killed by the system, most likely for want of memory"),
+    infer("toy.output", "onnxruntime"),
+    infer("toy.all", "onnxruntime", figures_of="toy.output"),
+    infer("toy.all", "onnxruntime", device="gpu", images_per_second=None, latency_p50_seconds=None, test_top1=None,
+          outcome="skipped", reason="no CUDA device"),
+]  # fmt: skip
+
+
+def test_json_has_the_keys_that_scripts_rely_on():
+    rows = json.loads(tables.render(RECORDS, "json"))
+    output, everything, broken = (r for r in rows if r["kind"] == "train")
+    assert output["seeds"] == [0, 1] and output["test_top1"] == pytest.approx(0.6)
+    assert output["test_top1_std"] == pytest.approx(0.02**0.5) and output["features_seconds"] is None
+    assert everything["seeds"] == [0] and everything["test_top1_std"] is None and everything["failed_seeds"] == [1]
+    assert (broken["outcome"], broken["seeds"], broken["test_top1"]) == ("failed", [], None)
+    for row in (output, everything, broken):
+        assert {
+            "kind", "study", "freeze", "outcome", "reason", "seeds", "trainable_params", "total_params",
+            "first_step_seconds", "epoch_seconds", "features_seconds", "total_seconds", "peak_memory_bytes",
+            "train_top1", "validation_top1", "test_top1", "test_loss", "engine", "precision", "xla", "protocol",
+            "reported", "train_top1_std", "total_seconds_std",
+        } <= row.keys()  # fmt: skip
+    for row in (r for r in rows if r["kind"] == "infer"):
+        assert {
+            "kind", "model", "freeze", "runtime", "device", "batch_size", "images_per_second", "latency_p50_seconds",
+            "size_bytes", "test_top1", "valid", "outcome", "study", "reason",
+        } <= row.keys()  # fmt: skip
+
+
+def lines(form="github", records=RECORDS):
+    """The text, each run of blanks as one."""
+    return [" ".join(line.split()) for line in tables.render(records, form).splitlines()]
+
+
+def test_training_table_with_failed_cells():
+    text = lines()
+    assert "| output | 10 | 1,000 | 1.00 % | 1.00 ± 0.00 (2) | 2.00 ± 0.00 (2) | 15.0 ± 7.1 (2) | 50 ± 0 (2) |" \
+        " 1,024 ± 0 (2) | 4.00 | float32 |" in text  # fmt: skip
+    assert "| all | 1,000 | 1,000 | 100.00 % | 1.00 | 2.00 | 60.0 | 50 | 1,024 | 1.00 | float32 |" in text
+    assert "| broken | - | - | - | failed | failed | failed | failed | failed | - | - |" in text
+    assert "| output | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) | 1.0000 ± 0.0000 (2) |" in text
+    assert "all: seed 1: NotFinite: the loss became nan." in text
+    assert "broken: seed 0: killed by the system, most likely for want of memory." in text
+    assert any(line.startswith("a CPU, 2 cores, no GPU; frostline 0.1.0, keras 3.15.1;") for line in text)
+
+
+def test_step_table_marks_the_choice_and_shows_what_was_given_up():
+    text = lines()
+    assert "| output | 10.1* | given up |" in text and "| all | 20.0* | not tried |" in text
+
+
+def test_serving_table_says_what_is_shared_skipped_and_not_valid():
+    text = lines()
+    assert "| toy.output/1 | onnxruntime | cpu | 1 | 1,000 | 1.00 | 3.00 | 0.5000 |" in text
+    assert "| toy.all/1 | onnxruntime | cpu | 1 | =1,000 | 1.00 | 3.00 | 0.5000 |" in text
+    assert "| toy.all/1 | onnxruntime | gpu | 1 | skipped: no CUDA device | - | 3.00 | - |" in text
+    assert any("= means that the graph equals" in line and "Not valid in MLPerf's sense" in line for line in text)
+
+
+def test_a_refused_export_is_a_row():
+    refused = {"kind": "export", "study": "toy", "freeze": "all", "model": "toy.all", "run": "r", "outcome": "failed",
+               "reason": "ParityError: 0.1", "version": None}  # fmt: skip
+    (row,) = (r for r in tables.rows([refused]))
+    assert (row["kind"], row["outcome"], row["runtime"], row["valid"]) == ("infer", "failed", None, False)
+    assert any("failed: ParityError: 0.1" in line for line in lines(records=[refused]))
+
+
+def test_rows_of_a_documents_protocol_are_marked_and_only_they_show_what_was_reported():
+    reported = {"top1": 0.9, "minutes": 4.0}
+    marked = lines(records=[train("output", 0, protocol="document", reported=reported)])
+    assert any(line.startswith("| output † |") and "0.9000" in line for line in marked)
+    assert "† validated on test, as the document did." in marked
+    clean = lines(records=[train("output", 0, reported=reported)])
+    assert not any("0.9000" in line or "†" in line for line in clean)
+
+
+def test_a_quick_try_and_older_configurations_are_in_the_caption():
+    text = lines(records=[train("output", 0), train("output", 0, configuration="new", limit=50, epochs_cap=1)])
+    assert "A quick try: --limit 50 --epochs 1." in text
+    assert "1 older configurations under these names are not shown." in text
+
+
+def test_csv_is_one_table_of_unrounded_numbers():
+    rows = list(csv.DictReader(io.StringIO(tables.render(RECORDS, "csv"))))
+    assert len(rows) == 6 and rows[0]["seeds"] == "0 1" and float(rows[0]["test_top1"]) == pytest.approx(0.6)
+
+
+def test_latex_and_plain():
+    assert r"\begin{tabular}" in tables.render(RECORDS, "latex")
+    assert "toy: what training costs - A toy" in lines("plain")
+
+
+def test_no_records():
+    assert tables.render([], "github") == "no records" and tables.render([], "json") == "[]"
