@@ -53,6 +53,17 @@ def test_only_leaves_the_pretraining_it_needs(tiny_study):
     assert [r.freeze.name for r in runs(with_pretrain(tiny_study), Options(only=("scratch",)))] == ["scratch"]
 
 
+def test_a_configuration_may_have_seeds_of_its_own(tiny_study):
+    text = with_pretrain(tiny_study).replace('title = "tiny"', 'title = "tiny"\nseeds = [0, 1]')
+    own = text.replace('name = "kept"', 'name = "kept"\nseeds = [1, 7]')
+    planned = [(r.freeze.name, r.seed) for r in runs(own)]
+    assert [seed for name, seed in planned if name == "kept"] == [1, 7]
+    assert [seed for name, seed in planned if name == "pretrain"] == [0, 1, 7]
+    assert [seed for name, seed in planned if name == "all"] == [0, 1]
+    assert {r.configuration for r in runs(own)} == {r.configuration for r in runs(text)}
+    assert {r.seed for r in runs(own, Options(seeds=(3,)))} == {3}
+
+
 def test_epochs_cap_every_stage_and_the_pretraining(tiny_study):
     planned = runs(with_pretrain(tiny_study), Options(epochs=2))
     assert [r.freeze.stages[0].epochs for r in planned] == [2, 1, 1, 1, 1]

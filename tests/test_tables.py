@@ -55,9 +55,12 @@ RECORDS = [
     failed("all", 1),
     failed("broken", 0, "killed by the system, most likely for want of memory"),
     infer("toy.output", "onnxruntime"),
-    infer("toy.all", "onnxruntime", figures_of="toy.output"),
+    infer("toy.output", "onnxruntime", 32, images_per_second=9000.0, latency_p50_seconds=0.004),
+    infer("toy.all", "onnxruntime", figures_of="toy.output", test_top1=0.55),
     infer("toy.all", "onnxruntime", device="gpu", images_per_second=None, latency_p50_seconds=None, test_top1=None,
           outcome="skipped", reason="no CUDA device"),
+    infer("toy.output", "saved_model", images_per_second=None, latency_p50_seconds=None, test_top1=None,
+          outcome="failed", reason="WrongAnswer: 1"),
 ]  # fmt: skip
 
 
@@ -104,12 +107,17 @@ def test_step_table_marks_the_choice_and_shows_what_was_given_up():
     assert "| output | 10.1* | given up |" in text and "| all | 20.0* | not tried |" in text
 
 
-def test_serving_table_says_what_is_shared_skipped_and_not_valid():
+def test_serving_tables_time_a_graph_once_and_score_every_model():
     text = lines()
-    assert "| toy.output/1 | onnxruntime | cpu | 1 | 1,000 | 1.00 | 3.00 | 0.5000 |" in text
-    assert "| toy.all/1 | onnxruntime | cpu | 1 | =1,000 | 1.00 | 3.00 | 0.5000 |" in text
-    assert "| toy.all/1 | onnxruntime | gpu | 1 | skipped: no CUDA device | - | 3.00 | - |" in text
-    assert any("= means that the graph equals" in line and "Not valid in MLPerf's sense" in line for line in text)
+    assert "| graph of | runtime | device | images/s @1 | images/s @32 | p50 ms @1 | p50 ms @32 | size MiB |" in text
+    assert "| toy.output | onnxruntime | cpu | 1,000 | 9,000 | 1.00 | 4.00 | 3.00 |" in text
+    assert "| toy.output | saved_model | cpu | failed: WrongAnswer: 1 | - | failed: WrongAnswer: 1 | - | 3.00 |" in text
+    assert "| - | onnxruntime | gpu | skipped: no CUDA device | - | skipped: no CUDA device | - | 3.00 |" in text
+    assert "The graph of toy.output is also that of all." in text
+    assert any("not valid in MLPerf's sense" in line for line in text)
+    assert "| model | version | seed | as trained | onnxruntime cpu | saved_model cpu |" in text
+    assert "| toy.output | 1 | 0 | 0.5000 | 0.5000 | - |" in text
+    assert "| toy.all | 1 | 0 | 0.5000 | 0.5500 | - |" in text
 
 
 def test_a_refused_export_is_a_row():
@@ -117,7 +125,7 @@ def test_a_refused_export_is_a_row():
                "reason": "ParityError: 0.1", "version": None}  # fmt: skip
     (row,) = (r for r in tables.rows([refused]))
     assert (row["kind"], row["outcome"], row["runtime"], row["valid"]) == ("infer", "failed", None, False)
-    assert any("failed: ParityError: 0.1" in line for line in lines(records=[refused]))
+    assert "| toy.all | not published: ParityError: 0.1 | - | - |" in lines(records=[refused])
 
 
 def test_rows_of_a_documents_protocol_are_marked_and_only_they_show_what_was_reported():
@@ -137,7 +145,7 @@ def test_a_quick_try_and_older_configurations_are_in_the_caption():
 
 def test_csv_is_one_table_of_unrounded_numbers():
     rows = list(csv.DictReader(io.StringIO(tables.render(RECORDS, "csv"))))
-    assert len(rows) == 6 and rows[0]["seeds"] == "0 1" and float(rows[0]["test_top1"]) == pytest.approx(0.6)
+    assert len(rows) == 8 and rows[0]["seeds"] == "0 1" and float(rows[0]["test_top1"]) == pytest.approx(0.6)
 
 
 def test_latex_and_plain():

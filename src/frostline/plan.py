@@ -87,7 +87,9 @@ def resolve(study: Study, options: Options) -> Study:
         source = _apply(pretrain.freeze, options)
         source = dataclasses.replace(source, precision=source.precision[:1], xla=source.xla[:1])
         pretrain = Task(pretrain.data, source)
-    return dataclasses.replace(study, freeze=freeze, pretrain=pretrain, seeds=options.seeds or study.seeds)
+    freeze = tuple(dataclasses.replace(f, seeds=options.seeds or f.seeds or study.seeds) for f in freeze)
+    seeds = tuple(dict.fromkeys(seed for f in freeze for seed in f.seeds or ()))
+    return dataclasses.replace(study, freeze=freeze, pretrain=pretrain, seeds=seeds)
 
 
 def _source(freeze: Freeze, study: Study, options: Options) -> Freeze:
@@ -127,10 +129,11 @@ def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], dig
     planned = []
     for seed in study.seeds:
         source = None
-        if study.pretrain and any(f.weights == PRETRAIN for f in study.freeze):
+        wanted = [f for f in study.freeze if seed in (f.seeds or study.seeds)]
+        if study.pretrain and any(f.weights == PRETRAIN for f in wanted):
             source = _run(study, study.pretrain.data, study.pretrain.freeze, seed, options, prints, digest)
             planned.append(source)
-        for freeze in study.freeze:
+        for freeze in wanted:
             start = source if freeze.weights == PRETRAIN else None
             variants = [(p, x) for p in freeze.precision for x in freeze.xla]
             for precision, xla in variants:
@@ -163,7 +166,7 @@ def _run(
         "study": study.name,
         "backbone": plain(study.backbone),
         "data": plain(data),
-        "freeze": {k: v for k, v in plain(freeze).items() if k != "reported"},
+        "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds")},
         "inherit_head": inherit,
         "weights": weights if weights in ("none", "imagenet", PRETRAIN) else digest(weights),
         "pretrain": source and source.configuration,

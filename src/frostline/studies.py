@@ -97,6 +97,7 @@ class Freeze:
     name: str
     stages: tuple[Stage, ...]
     head: Head | str | None = None
+    seeds: tuple[int, ...] | None = None
     weights: str | None = None
     reset: tuple[str, ...] = ()
     precision: tuple[str, ...] = ("auto",)
@@ -184,9 +185,7 @@ def _study(table: dict[str, Any], name: str, where: str) -> Study:
     twice = sorted({f.name for f in freeze if sum(g.name == f.name for g in freeze) > 1})
     if twice:
         raise UserError(f"{where}: two freeze configurations are called {twice[0]!r}; give each its own name")
-    seeds = tuple(_list(table.get("seeds", [0]), f"{where}: seeds"))
-    if not seeds or not all(_is_int(seed) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}: seeds = {list(seeds)}; give different whole numbers from 0, such as [0, 1, 2]")
+    seeds = _seeds(table.get("seeds", [0]), f"{where}: seeds")
     pretrain = _pretrain(table["pretrain"], where, table, base) if "pretrain" in table else None
     if any(f.head == "inherit" for f in freeze) and pretrain is None:
         raise UserError(f'{where}: head = "inherit" keeps the head of a [pretrain], and there is none')
@@ -215,7 +214,7 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Fre
     where = f"{where}: [[freeze]] {name!r}"
     if name == "pretrain" or not all(c.isalnum() or c in "_-" for c in name):
         raise UserError(f"{where}: a name is made of letters, digits, _ and -, and is not 'pretrain'")
-    own = ("name", "stages", "head", "weights", "reset", "precision", "xla", "reported")
+    own = ("name", "seeds", "stages", "head", "weights", "reset", "precision", "xla", "reported")
     _only(table, [*own, *sorted(_fields(Stage))], where)
     base = _stage({k: v for k, v in table.items() if k not in own}, where, base)
     entries = _list(table.get("stages", [{}]), f"{where}: stages")
@@ -226,6 +225,7 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Fre
         name=name,
         stages=stages,
         head=_head(table["head"], f"{where}: head") if "head" in table else head,
+        seeds=_seeds(table["seeds"], f"{where}: seeds") if "seeds" in table else None,
         weights=_text(table["weights"], f"{where}: weights") if "weights" in table else None,
         reset=_rules(table.get("reset", []), f"{where}: reset"),
         precision=_choices(table.get("precision", "auto"), PRECISIONS, f"{where}: precision"),
@@ -399,6 +399,13 @@ def _choices(value: Any, choices: tuple[str, ...], where: str) -> tuple[str, ...
 def _rules(value: Any, where: str) -> tuple[str, ...]:
     rules = _list([value] if isinstance(value, str) else value, where)
     return tuple(_text(rule, where) for rule in rules)
+
+
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    seeds = tuple(_list(value, where))
+    if not seeds or not all(_is_int(seed) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{where} = {list(seeds)}; give different whole numbers from 0, such as [0, 1, 2]")
+    return seeds
 
 
 def _classes(value: Any, where: str) -> tuple[int | str, ...]:

@@ -79,6 +79,7 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         **{key: finished[-1].get(key) if finished else None for key in SAME},
         "other_configurations": configuration.others,
         "exported_seed": configuration.representative["seed"] if configuration.representative else None,
+        "exported_test_top1": configuration.representative["test_top1"] if configuration.representative else None,
         "machine": newest.get("machine"),
     }
     for key in MEANS:
@@ -173,7 +174,8 @@ def render(records: list[Row], form: str) -> str:
     for study in dict.fromkeys(row["study"] for row in flat):
         own = [row for row in flat if row["study"] == study]
         parts += _study_tables([r for r in own if r["kind"] == "train"], form)
-        parts += _infer_tables(study, [r for r in own if r["kind"] == "infer"], form)
+        infer = [r for r in own if r["kind"] == "infer"]
+        parts += _infer_tables(study, [r for r in own if r["kind"] == "train"], infer, form)
     return "\n\n".join(parts) if parts else "no records"
 
 
@@ -208,21 +210,76 @@ def _speedup(row: Row, everything: Row | None) -> float | None:
     return everything["total_seconds"] / row["total_seconds"]
 
 
-def _infer_tables(study: str, infer: list[Row], form: str) -> list[str]:
+def _infer_tables(study: str, train: list[Row], infer: list[Row], form: str) -> list[str]:
+    """What a graph costs on each runtime, one line for all models that share it, then how well each model does."""
     if not infer:
         return []
-    notes = []
-    if any(row["figures_of"] for row in infer):
-        notes.append("= means that the graph equals that of another model, which was timed for both.")
-    reasons = sorted({row["reason"].split(";")[0] for row in infer if row["outcome"] == "ok" and row["reason"]})
-    if any(row["outcome"] == "ok" and not row["valid"] for row in infer):
-        notes.append(f"Not valid in MLPerf's sense: {_quick(reasons)}.")
-    parts = [_titled(f"{study}: what answering costs", form, None), _grid(SERVING, infer, form)]
-    return [*parts, _note(" ".join(notes), form)] if notes else parts
+    timed = [row for row in infer if row["runtime"] and not row["figures_of"]]
+    sizes = sorted({row["batch_size"] for row in timed})
+    merged: dict[tuple[Any, ...], Row] = {}
+    for row in timed:
+        idle = row["outcome"] == "skipped"
+        line = (None if idle else row["model"], row["runtime"], row["device"], row["reason"] if idle else None)
+        merged.setdefault(line, {**row, "model": line[0], "cells": {}})["cells"][row["batch_size"]] = row
+    columns: list[Column] = [
+        ("graph of", _value("model")),
+        ("runtime", _value("runtime")),
+        ("device", _value("device")),
+    ]
+    for key, scale, digits, unit in (
+        ("images_per_second", 1.0, 0, "images/s"),
+        ("latency_p50_seconds", 1e3, 2, "p50 ms"),
+    ):
+        columns += [(f"{unit} @{size}", _cell(size, key, scale, digits)) for size in sizes]
+    columns.append(("size MiB", _plain("size_bytes", MIB)))
+    shared: dict[str, list[str]] = {}
+    for row in infer:
+        if row["figures_of"] and row["freeze"] not in shared.setdefault(row["figures_of"], []):
+            shared[row["figures_of"]].append(row["freeze"])
+    notes = ["@ batch size. Quick cells of about a second and at least ten samples: not valid in MLPerf's sense."]
+    notes += [f"The graph of {model} is also that of {', '.join(names)}." for model, names in shared.items()]
+    parts = (
+        [_titled(f"{study}: what answering costs", form, None), _grid(columns, list(merged.values()), form)]
+        if timed
+        else []
+    )
+    parts += [_note("\n".join(notes), form)] if timed else []
+    return [
+        *parts,
+        _titled(f"{study}: how well the artifacts do (test top-1)", form, None),
+        _answers(train, infer, form),
+    ]
 
 
-def _quick(reasons: Sequence[str]) -> str:
-    return "quick cells of about a second, at least ten samples each" if reasons else "too short"
+def _cell(size: int, key: str, scale: float, digits: int) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        cell = row["cells"].get(size)
+        if cell is None:
+            return "-"
+        return _plain(key, scale, digits)(cell) if cell["outcome"] == "ok" else f"{cell['outcome']}: {cell['reason']}"
+
+    return show
+
+
+def _answers(train: list[Row], infer: list[Row], form: str) -> str:
+    """Test accuracy of each published model as it was trained and through each artifact and runtime."""
+    runtimes = list(
+        dict.fromkeys((r["runtime"], r["device"]) for r in infer if r["runtime"] and r["outcome"] != "skipped")
+    )
+    seeds = {f"{r['study']}.{r['freeze']}" + (f".{r['variant']}" if r["variant"] else ""): r for r in train}
+    table = []
+    for model in dict.fromkeys(row["model"] for row in infer):
+        own = [row for row in infer if row["model"] == model]
+        refused = next((r["reason"] for r in own if r["runtime"] is None), None)
+        cells = {(r["runtime"], r["device"]): r for r in own}
+        shown = [_plain("test_top1", digits=4)(cells[r]) if r in cells else "-" for r in runtimes]
+        source = seeds.get(model) or {}
+        version = str(own[0]["version"]) if own[0]["version"] else f"not published: {refused}"
+        trained = _plain("exported_test_top1", digits=4)(source)
+        table.append([model, version, _plain("exported_seed", digits=0)(source), trained, *shown])
+    headers = ["model", "version", "seed", "as trained", *[f"{name} {device}" for name, device in runtimes]]
+    note = "The seed is the one with the median validation top-1 (the lower of two)."
+    return _tabulate(table, headers, form) + "\n\n" + _note(note, form)
 
 
 def _titled(text: str, form: str, title: str | None) -> str:
@@ -333,13 +390,6 @@ def _setting(row: Row) -> str:
     return f"{row['precision']}{' + XLA' if row['xla'] else ''}"
 
 
-def _images_per_second(row: Row) -> str:
-    if row["outcome"] != "ok":
-        return f"{row['outcome']}: {row['reason']}"
-    shared = "=" if row["figures_of"] else ""
-    return "-" if row["images_per_second"] is None else f"{shared}{row['images_per_second']:,.0f}"
-
-
 COST: list[Column] = [
     ("freeze", _name),
     ("trainable", _value("trainable_params")),
@@ -363,16 +413,6 @@ ACCURACY: list[Column] = [
     ("reported test", _reported("top1")),
     ("test loss", _mean("test_loss", digits=4)),
     ("reported loss", _reported("loss")),
-]
-SERVING: list[Column] = [
-    ("model", lambda row: f"{row['model']}" + (f"/{row['version']}" if row["version"] else "")),
-    ("runtime", _value("runtime")),
-    ("device", _value("device")),
-    ("batch", _value("batch_size")),
-    ("images/s", _images_per_second),
-    ("p50 ms", _plain("latency_p50_seconds", 1e3)),
-    ("size MiB", _plain("size_bytes", MIB)),
-    ("test top-1", _plain("test_top1", digits=4)),
 ]
 
 
