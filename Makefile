@@ -10,6 +10,7 @@ ARGS    ?=
 EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
 READY := $(VENV)/.ready-$(EXTRA)
 BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PLACE := --results $(RESULTS)
 FROM  := $(if $(DATA),--data-dir $(DATA))
 
@@ -26,8 +27,8 @@ $(READY): requirements/$(EXTRA).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "frostline needs Python 3.11, 3.12 or 3.13; type: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements/$(EXTRA).txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --no-compile --requirement requirements/$(EXTRA).txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 bench: $(READY) ## train, compare, export and measure STUDY
@@ -55,7 +56,7 @@ infer: $(READY) ## measure the models of EXPORTS
 	$(BIN)/frostline infer $(EXPORTS) $(PLACE) $(FROM) $(ARGS)
 
 lock: $(READY) ## pin the dependencies of both extras anew
-	$(BIN)/python -m pip install --quiet uv
+	$(PIP) uv
 	for extra in cpu gpu; do \
 	  $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    --extra $$extra --extra dev --output-file requirements/$$extra.txt pyproject.toml || exit 1; \

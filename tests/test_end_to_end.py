@@ -149,3 +149,53 @@ def test_kill_minus_nine_loses_no_finished_run_and_leaves_no_child(place):
     assert "1 found finished" in again.stderr or "2 found finished" in again.stderr, again.stderr
     outcomes = [json.loads(line)["outcome"] for line in Path(log).read_text().splitlines()]
     assert sorted(outcomes) == ["failed", "ok", "ok"]
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """A function that mounts a small file system; skips where mounting is refused."""
+    mounted = []
+
+    def mount(options):
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting is refused here: {done.stderr.decode().strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_read_only_results_folder_is_one_clear_line(place, tmpfs):
+    disk = tmpfs("size=1m,ro")
+    done = frostline(place, "run", "tiny.toml", *FLAGS, "--results", disk)
+    assert done.returncode == 2 and "cannot write to the results folder" in done.stderr
+    assert "Read-only file system" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_said_and_what_was_finished_stays(place, tmpfs):
+    disk = tmpfs("size=600k")
+    done = frostline(place, "run", "tiny.toml", *FLAGS, "--results", disk, "--no-export")
+    assert done.returncode == 2 and "free some space" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = (disk / "records.jsonl").read_text().splitlines() if (disk / "records.jsonl").exists() else []
+    assert all(json.loads(line)["kind"] == "train" for line in lines)
+
+
+def test_two_commands_on_one_results_folder(place):
+    code = "import sys, pathlib\nfrom frostline import records\nwith records.lock(pathlib.Path('shared')):\n"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code + "    print('held', flush=True); sys.stdin.read()"],
+        cwd=place,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    done = frostline(place, "run", "tiny.toml", *FLAGS, "--results", "shared")
+    holder.communicate("")
+    assert done.returncode == 2 and f"another frostline command (process {holder.pid})" in done.stderr

@@ -252,3 +252,35 @@ def test_what_was_not_tried_has_records_too(fake, clock):
         (8, "failed", "the process died"),
     ]
     assert records[0].keys() == measure(clock, batch_sizes=[1])[0].keys()
+
+
+def test_without_host_copies_the_held_images_are_what_is_timed_and_checked(fake, clock, monkeypatch):
+    fake(right)
+
+    def hold(folder, manifest, device):
+        def put(images):
+            def run():
+                clock.now += 0.0005 * len(images)
+
+            return run, lambda: right(images)
+
+        return put
+
+    monkeypatch.setitem(RUNTIMES, "fake", replace(RUNTIMES["fake"], hold=hold))
+    (record,) = measure(clock, batch_sizes=[8], host_copies=False)
+    assert record["host_copies"] is False and record["outcome"] == "ok"
+    assert record["images_per_second"] == pytest.approx(2000)
+
+    def wrong(folder, manifest, device):
+        return lambda images: (hold(folder, manifest, device)(images)[0], lambda: right(images)[::-1])
+
+    monkeypatch.setitem(RUNTIMES, "fake", replace(RUNTIMES["fake"], hold=wrong))
+    (record,) = measure(clock, batch_sizes=[8], host_copies=False)
+    assert record["outcome"] == "failed" and "WrongAnswer" in record["reason"]
+
+
+def test_a_runtime_that_always_copies_is_skipped_without(fake, clock, monkeypatch):
+    fake(right)
+    monkeypatch.setitem(RUNTIMES, "fake", replace(RUNTIMES["fake"], hold=None))
+    (record,) = measure(clock, batch_sizes=[8], host_copies=False)
+    assert (record["outcome"], record["reason"]) == ("skipped", "fake always copies between host and device")

@@ -8,7 +8,7 @@ import pytest
 from frostline import exporting, runtimes
 from frostline.errors import UserError
 from frostline.exporting.versions import KINDS
-from frostline.runtimes import RUNTIMES, Unavailable, keras_predict, onnxruntime
+from frostline.runtimes import RUNTIMES, Unavailable, onnxruntime
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
@@ -141,16 +141,21 @@ def test_onnx_runtime_on_another_device_than_asked_is_an_error(exports, expected
         onnxruntime.outputs(exports / "onnx" / "softmax" / "1", "cpu")
 
 
-# -- activations ---------------------------------------------------------------------------------------
+# -- without host copies -------------------------------------------------------------------------------
 
 
-def test_large_logits_do_not_overflow():
-    logits = np.array([[1000.0, 0.0], [0.0, -1000.0]], np.float32)
-    np.testing.assert_array_equal(keras_predict.probabilities(logits, "softmax"), [[1, 0], [1, 0]])
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "logit"])
-def test_one_logit_is_the_second_column(activation):
-    found = keras_predict.probabilities(np.array([[-1000.0], [0.0], [np.log(3.0)]], np.float32), activation)
-    np.testing.assert_allclose(found, [[1, 0], [0.5, 0.5], [0.25, 0.75]], atol=1e-7)
-    assert found.dtype == np.float32
+@pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.hold])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_images_held_on_the_device_are_answered_the_same(exports, expected, name, device):
+    if reason := runtimes.unavailable(name, device):
+        pytest.skip(reason)
+    runtime = RUNTIMES[name]
+    folder = exports / runtime.kind / "softmax" / "1"
+    manifest = exporting.current(exports, "softmax", runtime.kind)
+    predict, hold = runtime.open(folder, manifest, device), runtime.hold(folder, manifest, device)
+    run, read = hold(IMAGES)
+    run()
+    np.testing.assert_allclose(read(), predict(IMAGES), atol=1e-6 if device == "cpu" else 1e-2)
+    other, read_other = hold(IMAGES[::-1].copy())
+    other()
+    assert not np.allclose(read_other(), read())

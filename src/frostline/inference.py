@@ -39,6 +39,7 @@ class Opened:
     """A runtime that has answered every test image once: its probabilities [N, classes] and what that took."""
 
     predict: runtimes.Predict
+    hold: runtimes.Hold | None
     probabilities: np.ndarray
     facts: dict[str, float]
 
@@ -52,6 +53,7 @@ def measure(
     batch_sizes: Sequence[int],
     images: np.ndarray,
     labels: np.ndarray,
+    host_copies: bool = True,
     min_seconds: float = 1.0,
     min_count: int = 10,
     clock: Clock = time.perf_counter,
@@ -59,11 +61,12 @@ def measure(
     """One record per batch size: latency, throughput, and accuracy over all of `images`, uint8 [N,H,W,3].
 
     `manifest` is the one in `version_folder`, whose kind is the runtime's. `first_answer_seconds` is the first image
-    after loading. A device that is missing makes records `skipped`; an exception, or an answer that differs from the
+    after loading. Without `host_copies` images lie on the device before the clock starts, and answers stay there. A
+    device that is missing makes records `skipped`; an exception, or an answer that differs from the
     accuracy pass, makes a record `failed`, and the other batch sizes go on.
     """
-    cells = [_blank(manifest, runtime, device, size) for size in batch_sizes]
-    opened, trouble = _try(_open, manifest, version_folder, runtime, device, images, labels, clock)
+    cells = [_blank(manifest, runtime, device, size) | {"host_copies": host_copies} for size in batch_sizes]
+    opened, trouble = _try(_open, manifest, version_folder, runtime, device, images, labels, clock, host_copies)
     if not opened:
         return [cell | trouble for cell in cells]
     records = []
@@ -93,7 +96,7 @@ def share(record: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The record of an artifact, measured by `accuracy`, with the figures of one whose graph is equal."""
     if own["outcome"] != "ok":
         return own | {"batch_size": record["batch_size"]}
-    figures = {key: record[key] for key in ("batch_size", *FIGURES, "valid", "reason")}
+    figures = {key: record[key] for key in ("batch_size", "host_copies", *FIGURES, "valid", "reason")}
     return own | figures | {"figures_of": record["model"]}
 
 
@@ -115,6 +118,7 @@ def _blank(manifest: dict[str, Any], runtime: str, device: str, batch_size: int 
         "runtime": runtime,
         "device": device,
         "batch_size": batch_size,
+        "host_copies": True,
         **dict.fromkeys(FIGURES),
         "size_bytes": manifest["size_bytes"],
         "load_seconds": None,
@@ -147,6 +151,7 @@ def _open(
     images: np.ndarray,
     labels: np.ndarray,
     clock: Clock,
+    host_copies: bool = True,
 ) -> Opened:
     """Load the artifact, then let it answer one image, then all of them."""
     executor = runtimes.ready(runtime, device)
@@ -161,7 +166,11 @@ def _open(
         "first_answer_seconds": answered - loaded,
         "test_top1": float(np.mean(probabilities.argmax(axis=1) == labels)),
     }
-    return Opened(predict, probabilities, facts)
+    if host_copies:
+        return Opened(predict, None, probabilities, facts)
+    if executor.hold is None:
+        raise runtimes.Unavailable(f"{runtime} always copies between host and device")
+    return Opened(predict, executor.hold(folder, manifest, device), probabilities, facts)
 
 
 def _answer_all(predict: runtimes.Predict, images: np.ndarray, classes: int) -> np.ndarray:
@@ -183,12 +192,18 @@ def _figures(
     pixels = [images[rows] for rows in batches]
     turns = itertools.cycle(range(len(batches)))
     answers: dict[int, np.ndarray] = {}
+    held = [opened.hold(batch) for batch in pixels] if opened.hold else None
 
     def call() -> None:
         turn = next(turns)
-        answers[turn] = opened.predict(pixels[turn])
+        if held:
+            held[turn][0]()
+        else:
+            answers[turn] = opened.predict(pixels[turn])
 
     seconds = timing.sample(call, warmup=WARMUP_CALLS, min_seconds=min_seconds, min_count=min_count, clock=clock)
+    if held:
+        answers = {turn: read() for turn, (_, read) in enumerate(held[: len(seconds)])}
     for turn, found in answers.items():
         _check(found, opened.probabilities[batches[turn]], TOLERANCE[cell["device"]])
     summary = timing.summarize(seconds)

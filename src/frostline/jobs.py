@@ -23,6 +23,7 @@ from frostline import (
     models,
     plan,
     records,
+    runtimes,
     training,
 )
 from frostline.errors import UserError
@@ -353,15 +354,19 @@ def infer(job: dict[str, Any], emit: Emit) -> None:
         folder = exports / manifest["kind"] / manifest["name"] / str(manifest["version"])
         shared = timed.get(manifest["graph"])
         if shared is None:
-            rows = inference.measure(
-                manifest,
-                folder,
-                runtime,
-                on,
-                batch_sizes=job["batch_sizes"],
-                images=test.images,
-                labels=test.labels,
-            )
+            rows = []
+            without = on == "gpu" and runtimes.RUNTIMES[runtime].hold is not None
+            for host_copies in (True, False)[: 1 + without]:
+                rows += inference.measure(
+                    manifest,
+                    folder,
+                    runtime,
+                    on,
+                    batch_sizes=job["batch_sizes"],
+                    images=test.images,
+                    labels=test.labels,
+                    host_copies=host_copies,
+                )
             if all(row["outcome"] == "ok" for row in rows):
                 timed[manifest["graph"]] = rows
         else:

@@ -29,6 +29,7 @@ MEANS = (
 )
 SAME = ("trainable_params", "total_params", "engine", "precision", "xla", "device", "batch_norm", "train_images")
 ASKED = ("title", "protocol", "limit", "epochs_cap", "precision_asked", "xla_asked", "engine_asked", "reported")
+INFER_KEY = ("model", "runtime", "device", "batch_size", "host_copies")
 INFER = (
     "model",
     "version",
@@ -36,6 +37,7 @@ INFER = (
     "runtime",
     "device",
     "batch_size",
+    "host_copies",
     "images_per_second",
     "latency_p50_seconds",
     "latency_p90_seconds",
@@ -104,7 +106,7 @@ def infer_rows(records: list[Row]) -> list[Row]:
     versions: dict[str, int] = {}
     for r in found:
         versions[r["model"]] = max(r["version"], versions.get(r["model"], 0))
-    newest = {(r["model"], r["runtime"], r["device"], r["batch_size"]): r for r in found}
+    newest = {tuple(r.get(key) for key in INFER_KEY): r for r in found}
     shown = ("kind", "study", "freeze", "outcome", "reason", *INFER)
     measured = [{key: r.get(key) for key in shown} for r in newest.values() if r["version"] == versions[r["model"]]]
     exports = {r["model"]: r for r in records if r["kind"] == "export"}
@@ -219,8 +221,11 @@ def _infer_tables(study: str, train: list[Row], infer: list[Row], form: str) -> 
     merged: dict[tuple[Any, ...], Row] = {}
     for row in timed:
         idle = row["outcome"] == "skipped"
-        line = (None if idle else row["model"], row["runtime"], row["device"], row["reason"] if idle else None)
-        merged.setdefault(line, {**row, "model": line[0], "cells": {}})["cells"][row["batch_size"]] = row
+        device = row["device"] if row["host_copies"] in (True, None) else f"{row['device']}, no copies"
+        line = (None if idle else row["model"], row["runtime"], device, row["reason"] if idle else None)
+        merged.setdefault(line, {**row, "model": line[0], "device": device, "cells": {}})["cells"][
+            row["batch_size"]
+        ] = row
     columns: list[Column] = [
         ("graph of", _value("model")),
         ("runtime", _value("runtime")),
@@ -256,9 +261,17 @@ def _cell(size: int, key: str, scale: float, digits: int) -> Callable[[Row], str
         cell = row["cells"].get(size)
         if cell is None:
             return "-"
-        return _plain(key, scale, digits)(cell) if cell["outcome"] == "ok" else f"{cell['outcome']}: {cell['reason']}"
+        if cell["outcome"] == "ok":
+            return _plain(key, scale, digits)(cell)
+        told = key == "latency_p50_seconds" or any(c["reason"] == cell["reason"] for c in _before(row, size))
+        return "-" if told else f"{cell['outcome']}: {cell['reason']}"
 
     return show
+
+
+def _before(row: Row, size: int) -> list[Row]:
+    """The cells of smaller batches: a reason is told once a row."""
+    return [cell for other, cell in row["cells"].items() if other < size]
 
 
 def _answers(train: list[Row], infer: list[Row], form: str) -> str:

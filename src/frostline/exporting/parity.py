@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from frostline import heads
 from frostline.runtimes import keras_predict, onnxruntime, saved_model
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def check(model: keras.Model, folders: dict[str, Path], images: np.ndarray, acti
     with tf.device("/cpu:0"):
         expected = [model(batch, training=False).numpy() for batch in batches]
     artifacts: dict[str, Outputs] = {
-        "keras": keras_predict.outputs(folders["keras"], activation, "cpu"),
+        "keras": keras_predict.outputs(folders["keras"], "cpu"),
         "saved_model": saved_model.outputs(folders["saved_model"], "cpu"),
         "onnx": onnxruntime.outputs(folders["onnx"], "cpu"),
     }
@@ -64,7 +65,7 @@ def _difference(found: dict[str, np.ndarray], expected: np.ndarray, activation: 
     """Largest relative difference of logits; raises ParityError where the answer has another form."""
     import numpy as np
 
-    logits, answer = found["logits"], keras_predict.probabilities(found["logits"], activation)
+    logits, answer = found["logits"], heads.probabilities(found["logits"])
     if logits.shape != expected.shape or logits.dtype != np.float32:
         raise ParityError(f"logits are {logits.dtype} {logits.shape}, the model's float32 {expected.shape}")
     if not np.allclose(found["probabilities"], answer, rtol=0, atol=TOLERANCE):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Predict = Callable[["np.ndarray"], "np.ndarray"]
+Hold = Callable[["np.ndarray"], tuple[Callable[[], None], Callable[[], "np.ndarray"]]]
 
 
 class Unavailable(Exception):
@@ -25,9 +26,10 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Runtime:
-    """How one kind of artifact is executed; `open` takes version folder, manifest and device.
+    """How one kind of artifact is executed; `open` and `hold` take version folder, manifest and device.
 
-    `library` is the module that it cannot do without.
+    `library` is the module that it cannot do without. `hold` gives a function that puts images on the device and
+    returns two: one runs on them there and leaves the answer, the other reads it. None where the runtime always copies.
     """
 
     summary: str
@@ -35,37 +37,19 @@ class Runtime:
     library: str
     devices: tuple[str, ...]
     open: Callable[[Path, dict[str, Any], str], Predict]
+    hold: Callable[[Path, dict[str, Any], str], Hold] | None = None
 
 
+BOTH = ("cpu", "gpu")
 RUNTIMES = {
-    "keras_predict": Runtime(
-        summary="Keras file: model.predict, without XLA",
-        kind="keras",
-        library="keras",
-        devices=("cpu", "gpu"),
-        open=keras_predict.open,
-    ),
+    "keras_predict": Runtime("Keras file: model.predict, without XLA", "keras", "keras", BOTH, keras_predict.open),
     "tf_function": Runtime(
-        summary="Keras file: one traced TensorFlow function, without XLA",
-        kind="keras",
-        library="keras",
-        devices=("cpu", "gpu"),
-        open=tf_function.open,
+        "Keras file: one traced function, without XLA", "keras", "keras", BOTH, tf_function.open, tf_function.hold
     ),
     "saved_model": Runtime(
-        summary="SavedModel: its serving signature",
-        kind="saved_model",
-        library="tensorflow",
-        devices=("cpu", "gpu"),
-        open=saved_model.open,
+        "SavedModel: its serving signature", "saved_model", "tensorflow", BOTH, saved_model.open, saved_model.hold
     ),
-    "onnxruntime": Runtime(
-        summary="ONNX file: ONNX Runtime",
-        kind="onnx",
-        library="onnxruntime",
-        devices=("cpu", "gpu"),
-        open=onnxruntime.open,
-    ),
+    "onnxruntime": Runtime("ONNX file: ONNX Runtime", "onnx", "onnxruntime", BOTH, onnxruntime.open, onnxruntime.hold),
 }
 
 

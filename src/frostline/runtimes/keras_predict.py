@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frostline.heads import probabilities
+
 if TYPE_CHECKING:
     import keras
     import numpy as np
@@ -13,11 +15,11 @@ if TYPE_CHECKING:
 
 def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
     """`model.predict` with one call per batch; the activation is computed in NumPy."""
-    answer = outputs(folder, manifest["activation"], device)
+    answer = outputs(folder, device)
     return lambda images: answer(images)["probabilities"]
 
 
-def outputs(folder: Path, activation: str, device: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def outputs(folder: Path, device: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """From uint8 images [N,H,W,3] to `logits` and `probabilities`, both float32."""
     import tensorflow as tf
 
@@ -28,7 +30,7 @@ def outputs(folder: Path, activation: str, device: str) -> Callable[[np.ndarray]
     def answer(images: np.ndarray) -> dict[str, np.ndarray]:
         with tf.device(where):
             logits = model.predict(images, batch_size=len(images), verbose=0)
-        return {"logits": logits, "probabilities": probabilities(logits, activation)}
+        return {"logits": logits, "probabilities": probabilities(logits)}
 
     return answer
 
@@ -41,13 +43,3 @@ def load(folder: Path) -> keras.Model:
     # Keras would turn XLA on wherever it sees a GPU; which runtime uses it is to be said, not found out.
     model.jit_compile = False
     return model
-
-
-def probabilities(logits: np.ndarray, activation: str) -> np.ndarray:
-    """Softmax over logits [N, C]; for `sigmoid` and `logit` one logit [N, 1] becomes the columns 1-p and p."""
-    import numpy as np
-
-    if activation != "softmax":
-        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

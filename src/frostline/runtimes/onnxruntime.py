@@ -11,6 +11,8 @@ from frostline.errors import optional_import
 if TYPE_CHECKING:
     import numpy as np
 
+    from frostline.runtimes.tf_function import Held
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 
 
@@ -20,8 +22,35 @@ def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.nd
     return lambda images: answer(images)["probabilities"]
 
 
+def hold(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], Held]:
+    """The same graph through an IO binding: images lie on the device already, probabilities are left there."""
+    ort = optional_import("onnxruntime", device)
+    session = _session(folder, device)
+    place = {"cpu": "cpu", "gpu": "cuda"}[device]
+
+    def put(images: np.ndarray) -> Held:
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("images", ort.OrtValue.ortvalue_from_numpy(images, place, 0))
+        binding.bind_output("probabilities", place)
+
+        def run() -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return run, lambda: binding.copy_outputs_to_cpu()[0]
+
+    return put
+
+
 def outputs(folder: Path, device: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """From uint8 images [N,H,W,3] to `logits` and `probabilities`, both float32."""
+    session = _session(folder, device)
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def _session(folder: Path, device: str) -> Any:
+    """A session that runs on the device and nowhere else; raises where ONNX Runtime would take another."""
     ort = optional_import("onnxruntime", device)
     options = ort.SessionOptions()
     if device == "gpu":
@@ -32,5 +61,4 @@ def outputs(folder: Path, device: str) -> Callable[[np.ndarray], dict[str, np.nd
     session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=[PROVIDERS[device]])
     if session.get_providers()[0] != PROVIDERS[device]:
         raise RuntimeError(f"ONNX Runtime chose {session.get_providers()[0]}, not {PROVIDERS[device]}")
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return session

@@ -6,14 +6,53 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.runtimes.keras_predict import load, probabilities
+from frostline.heads import probabilities
+from frostline.runtimes.keras_predict import load
 
 if TYPE_CHECKING:
     import numpy as np
 
+    Held = tuple[Callable[[], None], Callable[[], np.ndarray]]
+
 
 def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
     """A function traced once for every batch size, without XLA but for what Keras compiles: grouped convolutions."""
+    import tensorflow as tf
+
+    logits_of = _traced(folder, manifest, device)
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        with tf.device(f"/{device}:0"):
+            logits = logits_of(tf.constant(images))
+        return probabilities(logits.numpy())
+
+    return predict
+
+
+def hold(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], Held]:
+    """The same function on images that lie on the device already, its logits left there."""
+    logits_of = _traced(folder, manifest, device)
+    return lambda images: held(logits_of, images, device, probabilities)
+
+
+def held(call: Callable[[Any], Any], images: np.ndarray, device: str, read: Callable[[np.ndarray], np.ndarray]) -> Held:
+    """Put images on the device; what comes back runs `call` on them there, and reads the last answer."""
+    import tensorflow as tf
+
+    with tf.device(f"/{device}:0"):
+        pixels = tf.identity(tf.constant(images))
+    answers: list[Any] = [None]
+
+    def run() -> None:
+        with tf.device(f"/{device}:0"):
+            answers[0] = call(pixels)
+        tf.test.experimental.sync_devices()
+
+    return run, lambda: read(answers[0].numpy())
+
+
+def _traced(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[Any], Any]:
+    """From a uint8 tensor [N,H,W,3] to float32 logits."""
     import tensorflow as tf
 
     where = f"/{device}:0"
@@ -25,9 +64,4 @@ def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.nd
     def logits_of(images):
         return model(images, training=False)
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        with tf.device(where):
-            logits = logits_of(tf.constant(images))
-        return probabilities(logits.numpy(), manifest["activation"])
-
-    return predict
+    return logits_of
