@@ -16,7 +16,7 @@ def exports(tmp_path_factory):
     network = models.build(STUDY.backbone, None, "backbone", 32, 5)
     names = [str(number) for number in range(5)]
     exporting.publish(
-        models.standard(network),
+        models.standard(network.model),
         name="bench",
         activation="softmax",
         class_names=names,

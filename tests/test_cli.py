@@ -75,6 +75,18 @@ def test_ctrl_c_is_said_and_is_status_130(monkeypatch, capsys):
     assert "what is finished is kept" in capsys.readouterr().err
 
 
+def test_a_child_that_dies_is_one_line_and_status_one(monkeypatch, capsys):
+    from frostline import children, harness
+
+    def died(*args, **kwargs):
+        raise children.Died("exit status 1: MemoryError (see results/logs/preflight.txt)")
+
+    monkeypatch.setattr(harness, "run_study", died)
+    assert run("run", "digits") == 1
+    err = capsys.readouterr().err
+    assert "MemoryError (see results/logs/preflight.txt)" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["list", "runtimes"]])
 def test_light_commands_load_nothing_heavy(args):
     code = f"""

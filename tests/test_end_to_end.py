@@ -15,6 +15,7 @@ title = "Tiny"
 [data]
 dataset = "digits"
 classes = [5, 6]
+scaling = "unit"
 [backbone]
 name = "small_cnn"
 [head]
@@ -23,7 +24,7 @@ layers = [ { dense = 4 } ]
 classes = [0, 1]
 [train]
 epochs = 1
-batch_size = 32
+batch_size = 8
 [[freeze]]
 name = "output"
 head = "inherit"
@@ -31,8 +32,9 @@ train = ["head/output"]
 [[freeze]]
 name = "diverges"
 train = ["all"]
+epochs = 3
 optimizer = "sgd"
-learning_rate = 1e30
+learning_rate = 1e38
 """
 FLAGS = ("--precision", "float32", "--xla", "off", "--limit", "40")
 
@@ -159,7 +161,8 @@ def tmpfs(tmp_path):
     def mount(options):
         folder = tmp_path / f"disk{len(mounted)}"
         folder.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:
             pytest.skip(f"mounting is refused here: {done.stderr.decode().strip()}")
         mounted.append(folder)
@@ -178,12 +181,12 @@ def test_a_read_only_results_folder_is_one_clear_line(place, tmpfs):
 
 
 def test_a_full_disk_is_said_and_what_was_finished_stays(place, tmpfs):
-    disk = tmpfs("size=600k")
+    disk = tmpfs("size=120k")
     done = frostline(place, "run", "tiny.toml", *FLAGS, "--results", disk, "--no-export")
     assert done.returncode == 2 and "free some space" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
-    lines = (disk / "records.jsonl").read_text().splitlines() if (disk / "records.jsonl").exists() else []
-    assert all(json.loads(line)["kind"] == "train" for line in lines)
+    log = disk / "records.jsonl"
+    assert all(json.loads(line)["kind"] == "train" for line in (log.read_text().splitlines() if log.exists() else []))
 
 
 def test_two_commands_on_one_results_folder(place):

@@ -374,3 +374,37 @@ def test_another_network_has_another_graph(change, published, tmp_path):
     saved_model.write(network(**change), "softmax", tmp_path / "saved")
     to_onnx.write(tmp_path / "saved", tmp_path / "model.onnx")
     assert to_onnx.graph_hash(tmp_path / "model.onnx") != published.graph
+
+
+# -- a model whose sums cancel -------------------------------------------------------------------------
+
+
+def test_the_rounding_of_a_model_is_its_distance_to_float64():
+    model = network()
+    batches = [IMAGES[:4]]
+    rounding = parity._rounding(model, batches, [model(batches[0]).numpy()])
+    assert 0 < rounding < 1e-5
+    assert parity._rounding(model, batches, [model(batches[0]).numpy() * 1.01]) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("rounding", "good"), [(1e-6, False), (1e-4, True)])
+def test_an_artifact_may_be_as_far_off_as_the_model_itself_is(rounding, good, tmp_path, monkeypatch):
+    answer = parity.onnxruntime.outputs
+
+    def slightly_off(folder, device):
+        outputs = answer(folder, device)
+
+        def shifted(images):
+            found = outputs(images)
+            return found | {"logits": found["logits"] * np.float32(1 + 1e-4)}
+
+        return shifted
+
+    monkeypatch.setattr(parity.onnxruntime, "outputs", slightly_off)
+    monkeypatch.setattr(parity, "_rounding", lambda *args: rounding)
+    if good:
+        published = publish(network(), tmp_path)
+        assert published.parity.tolerance == pytest.approx(4e-4) and published.parity.rounding == rounding
+    else:
+        with pytest.raises(ParityError, match=r"onnx 9\.99e-05 of the largest, 1e-05 is allowed"):
+            publish(network(), tmp_path)

@@ -127,3 +127,26 @@ def test_a_missing_weights_file_is_named(tiny_study, places):
     study = plan.resolve(studies.parse(tiny_study.replace('"none"', '"gone.h5"'), "tiny"), Options())
     with pytest.raises(UserError, match=r"cannot read the weights file gone.h5"):
         harness.plan_runs(study, Options(), places)
+
+
+def test_an_export_that_dies_is_recorded_and_the_others_go_on(places, planned, monkeypatch):
+    places.results.mkdir()
+    for run in planned:
+        finish(run, places.results)
+    jobs = []
+
+    def spawn(job, places, log, on_event):
+        jobs.append([entry["record"]["model"] for entry in job["chosen"]])
+        on_event({"event": "exporting", "model": jobs[-1][0]})
+        if len(jobs) == 1:
+            raise children.Died("killed by the system")
+
+    monkeypatch.setattr(harness, "spawn", spawn)
+    assert harness.export_models({r.configuration for r in planned}, places) is False
+    assert jobs == [["tiny.output", "tiny.all"], ["tiny.all"]]
+    (refused,) = (r for r in records.read(places.results) if r["kind"] == "export")
+    assert (refused["model"], refused["outcome"], refused["reason"]) == (
+        "tiny.output",
+        "failed",
+        "killed by the system",
+    )

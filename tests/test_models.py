@@ -129,7 +129,7 @@ def test_the_standard_model_answers_the_same_without_layers_of_ours(images, tmp_
         net = build()
     finally:
         device.configure("float32")
-    plain = models.standard(net)
+    plain = models.standard(net.model)
     assert not [x for x in plain.layers if type(x) in (Dropout, BatchNormalization)]
     assert {x.compute_dtype for x in plain.layers} == {"float32"}
     plain.save(tmp_path / "m.keras")

@@ -179,3 +179,5 @@ def test_step_times_are_of_the_stage(split):
     freezing.apply(net.model, net.groups, Stage(train=("head/.*",)))
     times = training.time_steps(net, Stage(batch_size=4), xla=False)
     assert 0 < times.step_seconds < times.first_step_seconds
+    runaway = training.time_steps(net, Stage(batch_size=4, optimizer="sgd", learning_rate=1e38), xla=False)
+    assert runaway.step_seconds > 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from frostline import __version__
+from frostline.children import Died
 from frostline.errors import UserError
 
 FORMATS = ("github", "plain", "csv", "latex", "json")
@@ -22,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"frostline: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Died as error:
+        print(f"frostline: a process of ours did not end well: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("frostline: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         return 130

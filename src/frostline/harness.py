@@ -51,7 +51,7 @@ def run_study(
             train_all(pending, cells, checked["device"], places)
         good = all_ok(planned, places.results)
         if export:
-            good &= export_models({run.configuration for run in planned}, places, fresh=fresh)
+            good &= export_models({run.configuration for run in planned}, places)
         if export and infer:
             good &= infer_models({run.model for run in planned}, places, fresh=fresh)
     skipped = len(planned) - len(pending)
@@ -265,31 +265,41 @@ def _train(run: Run, precision: str, xla: str, places: Places, progress: Progres
 # -- exports and inference -----------------------------------------------------------------------------
 
 
-def export_models(configurations: Iterable[str], places: Places, *, fresh: bool = False) -> bool:
+def export_models(configurations: Iterable[str], places: Places) -> bool:
     """Publish the representative run of each configuration that is not published yet; True when all went well."""
     wanted = set(configurations)
-    chosen = []
+    chosen: list[Event] = []
     for configuration in records.configurations(records.read(places.results)):
         record = configuration.representative
         if record is None or record["configuration"] not in wanted:
             continue
         published = exporting.current(places.exports, record["model"])
-        if published is None or published["run"] != record["run"] or published["run_time"] != record["time"]:
-            seeds = [row["seed"] for row in configuration.finished]
-            chosen.append({"record": record, "seeds": seeds})
-    if not chosen:
-        return True
-    failures = []
+        if published is None or (published["run"], published["run_time"]) != (record["run"], record["time"]):
+            chosen.append({"record": record, "seeds": [row["seed"] for row in configuration.finished]})
+    failures: list[str] = []
+    started: list[Event] = []
     with Progress(len(chosen), "models") as progress:
 
         def on_event(event: Event) -> None:
             if event["event"] == "exporting":
+                started.append(chosen[len(started)]["record"])
                 progress.show(f"exporting {event['model']}", advance=1)
             elif event["event"] == "not_exported":
                 failures.append(event["model"])
                 progress.say(f"{event['model']} is not published: {event['reason']}")
 
-        spawn({"action": "export", "chosen": chosen}, places, "export", on_event)
+        while len(started) < len(chosen):
+            before = len(started)
+            try:
+                spawn({"action": "export", "chosen": chosen[before:]}, places, "export", on_event)
+                break
+            except children.Died as error:
+                if len(started) == before:
+                    raise
+                told = {key: started[-1][key] for key in ("model", "run", "study", "freeze")} | {"version": None}
+                told |= {"kind": "export", "outcome": "failed", "reason": str(error), "time": now()}
+                records.append(places.results, told)
+                on_event({"event": "not_exported", **told})
     return not failures
 
 

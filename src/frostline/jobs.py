@@ -332,7 +332,7 @@ def _publish(
         "trained": {k: record[k] for k in ("validation_top1", "test_top1", "test_loss", "precision", "xla")},
     }
     return exporting.publish(
-        models.standard(network),
+        models.standard(network.model),
         name=run.model,
         activation=network.head.activation,
         class_names=dataset.class_names,

@@ -57,14 +57,14 @@ def _with_our_batch_norm(inputs: Any, features: Any) -> Any:
     return _copy(body, inputs, {keras.layers.BatchNormalization: BatchNormalization}).output
 
 
-def standard(network: Network) -> Any:
-    """The same function, weights copied, made of Keras's own layers under float32: what is exported."""
+def standard(model: Any, dtype: str = "float32") -> Any:
+    """The same function, weights copied, made of Keras's own layers in one float type: what is exported."""
     import keras
 
     from frostline.layers import STANDARD
 
-    inputs = keras.Input(network.model.input_shape[1:], dtype="uint8", name="images")
-    return _copy(network.model, inputs, STANDARD, dtype="float32")
+    inputs = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
+    return _copy(model, inputs, STANDARD, dtype=dtype)
 
 
 def _copy(model: Any, inputs: Any, classes: dict[Any, Any], **changes: Any) -> Any:
