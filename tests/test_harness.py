@@ -110,8 +110,35 @@ def test_step_times_are_measured_once_and_kept(places, tiny_study, monkeypatch):
     assert harness.measure_steps(runs, checked, places, fresh=False) == cells
 
 
-def test_nothing_is_timed_when_nothing_is_left_open(places, planned):
-    assert harness.measure_steps(planned, {}, places, fresh=False) == []
+def study_run(places, tmp_path, tiny_study, monkeypatch, options):
+    """Run the tiny study with children that do nothing; which configurations were checked and which were timed."""
+    (tmp_path / "tiny.toml").write_text(tiny_study)
+    checked, timed = [], []
+
+    def spawn(job, places, log, on_event, *args, **kwargs):
+        names = [run["freeze"]["name"] for run in job.get("runs", [])]
+        if job["action"] == "preflight":
+            checked.extend(names)
+            shapes = [{"freeze": name, "size": 32, "classes": 2} for name in names]
+            on_event({"event": "checked", "device": "cpu", "mixed": "mixed_bfloat16", "configurations": shapes})
+        elif job["action"] == "steps":
+            timed.extend(names)
+            FakeTimer(0.5)(job, places, log, on_event, None)
+
+    monkeypatch.setattr(harness, "spawn", spawn)
+    harness.run_study(str(tmp_path / "tiny.toml"), options, places, export=False, infer=False)
+    return checked, timed
+
+
+def test_auto_chooses_for_the_whole_study_also_under_only(places, tmp_path, tiny_study, monkeypatch):
+    checked, timed = study_run(places, tmp_path, tiny_study, monkeypatch, Options(only=("output",)))
+    assert set(checked) == set(timed) == {"output", "all"} and len(timed) == 2 * 4
+
+
+def test_nothing_is_timed_when_nothing_is_left_open(places, tmp_path, tiny_study, monkeypatch):
+    options = Options(precision=("float32",), xla=("off",))
+    checked, timed = study_run(places, tmp_path, tiny_study, monkeypatch, options)
+    assert set(checked) == {"output", "all"} and timed == []
 
 
 def test_a_mistake_found_by_a_child_is_the_users(places, planned, monkeypatch):
@@ -124,7 +151,7 @@ def test_a_mistake_found_by_a_child_is_the_users(places, planned, monkeypatch):
 
 
 def test_a_missing_weights_file_is_named(tiny_study, places):
-    study = plan.resolve(studies.parse(tiny_study.replace('"none"', '"gone.h5"'), "tiny"), Options())
+    study = studies.parse(tiny_study.replace('"none"', '"gone.h5"'), "tiny")
     with pytest.raises(UserError, match=r"cannot read the weights file gone.h5"):
         harness.plan_runs(study, Options(), places)
 

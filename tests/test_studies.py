@@ -33,6 +33,21 @@ def test_a_pretraining_inherits_data_and_trains_all(tiny_study):
     assert study.pretrain.freeze.head == Head(pooling="max")
 
 
+def test_precision_and_xla_are_inherited_by_all_runs(tiny_study):
+    study = parse(
+        tiny_study.replace("epochs = 1", 'epochs = 1\nprecision = "float32"\nxla = ["off", "on"]'),
+        new='precision = "mixed_bfloat16"\n[pretrain]\nclasses = [0, 1]\nxla = "off"',
+    )
+    assert [f.precision for f in study.freeze] == [("float32",), ("mixed_bfloat16",)]
+    assert [f.xla for f in study.freeze] == [("off", "on")] * 2
+    assert (study.pretrain.freeze.precision, study.pretrain.freeze.xla) == (("float32",), ("off",))
+
+
+def test_a_pretraining_takes_the_named_head_of_the_study(tiny_study):
+    study = parse(tiny_study.replace("[data]", 'head = "linear"\n[data]', 1), new="[pretrain]\nclasses = [0, 1]")
+    assert study.pretrain.freeze.head == study.freeze[0].head == "linear"
+
+
 def test_head_layers(tiny_study):
     study = parse(
         tiny_study,

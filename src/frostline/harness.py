@@ -40,14 +40,16 @@ def run_study(
 ) -> bool:
     """Train, export and measure what a study asks for and is not finished yet; True when all of it went well."""
     started = time.monotonic()
-    study = plan.resolve(studies.load(name), options)
+    study = studies.load(name)
     with records.lock(places.results):
         planned = plan_runs(study, options, places)
         done = set() if fresh else finished(places.results)
         pending = [run for run in planned if run.identity not in done]
         if pending:
-            checked = preflight(planned, places)
-            cells = measure_steps(planned, checked, places, fresh=fresh)
+            # The whole study, also under --only: all of it is checked, and `auto` chooses once for all of its rows.
+            everything = plan_runs(study, dataclasses.replace(options, only=()), places)
+            checked = preflight(everything, places)
+            cells = measure_steps(everything, checked, places, fresh=fresh) if choice.needed(pending) else []
             train_all(pending, cells, checked["device"], places)
         good = all_ok(planned, places.results)
         if export:
@@ -62,7 +64,7 @@ def run_study(
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
     study = plan.resolve(studies.load(name), options)
-    planned = plan_runs(study, options, places)
+    planned = plan_runs(studies.load(name), options, places)
     with tempfile.TemporaryDirectory() as folder:
         found = preflight(planned, dataclasses.replace(places, results=Path(folder)), estimate=True)
     seeds = len(study.seeds)
@@ -70,7 +72,7 @@ def dry_run(name: str, options: Options, places: Places) -> list[Event]:
 
 
 def plan_runs(study: Study, options: Options, places: Places) -> list[Run]:
-    """The runs of a resolved study with their identities; reads the data's files, loads no TensorFlow."""
+    """The runs of a study with their identities; reads the data's files, loads no TensorFlow."""
 
     def digest(weights: str) -> str:
         try:
@@ -78,7 +80,8 @@ def plan_runs(study: Study, options: Options, places: Places) -> list[Run]:
         except OSError as error:
             raise UserError(f"cannot read the weights file {weights}: {error.strerror}") from error
 
-    return plan.runs(study, options, lambda data: datasets.fingerprint(data, data_dir=places.data_dir), digest)
+    resolved = plan.resolve(study, options)
+    return plan.runs(resolved, options, lambda data: datasets.fingerprint(data, data_dir=places.data_dir), digest)
 
 
 def preflight(planned: list[Run], places: Places, *, estimate: bool = False) -> Event:
@@ -131,8 +134,6 @@ def weights_file(results: Path, run: str) -> Path:
 
 def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: bool) -> list[Event]:
     """Step times of every configuration under each precision and XLA setting: measured once, kept as a record."""
-    if not choice.needed(planned):
-        return []
     key = choice.key(planned)
     if not fresh:
         for record in reversed(records.read(places.results)):

@@ -16,6 +16,7 @@ SCALINGS = ("backbone", "none", "unit", "symmetric")
 BATCH_NORMS = ("keras", "inference")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 XLA = ("auto", "on", "off")
+RUN_KEYS = ("precision", "xla")
 HEAD_LAYERS = ("dense", "conv", "dropout", "batch_norm")
 
 
@@ -178,35 +179,45 @@ def _study(table: dict[str, Any], name: str, where: str) -> Study:
             raise UserError(f"{where}: [{needed}] is missing; a study needs [data], [backbone] and [[freeze]]")
     data = _data(table["data"], f"{where}: [data]")
     backbone = _fill(Backbone, table["backbone"], f"{where}: [backbone]", {"name": _text, "weights": _text})
-    base = _stage(table.get("train", {}), f"{where}: [train]", Stage())
+    train = table.get("train", {})
+    _is_table(train, f"{where}: [train]")
+    _only(train, [*sorted(_fields(Stage)), *RUN_KEYS], f"{where}: [train]")
+    base = _stage({k: v for k, v in train.items() if k not in RUN_KEYS}, f"{where}: [train]", Stage())
+    inherited = {k: v for k, v in train.items() if k in RUN_KEYS}
     head = _head(table["head"], f"{where}: [head]") if "head" in table else None
     entries = _list(table["freeze"], f"{where}: [[freeze]]")
-    freeze = tuple(_freeze(entry, where, base, head) for entry in entries)
+    freeze = tuple(_freeze(entry, where, base, head, inherited) for entry in entries)
     twice = sorted({f.name for f in freeze if sum(g.name == f.name for g in freeze) > 1})
     if twice:
         raise UserError(f"{where}: two freeze configurations are called {twice[0]!r}; give each its own name")
     seeds = _seeds(table.get("seeds", [0]), f"{where}: seeds")
-    pretrain = _pretrain(table["pretrain"], where, table, base) if "pretrain" in table else None
+    pretrain = _pretrain(table["pretrain"], where, table, base, inherited) if "pretrain" in table else None
     if any(f.head == "inherit" for f in freeze) and pretrain is None:
         raise UserError(f'{where}: head = "inherit" keeps the head of a [pretrain], and there is none')
     title = _text(table.get("title", name), f"{where}: title")
     return Study(name, title, seeds, data, backbone, freeze, pretrain)
 
 
-def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage) -> Task:
+def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage, inherited: dict[str, Any]) -> Task:
     where = f"{where}: [pretrain]"
     _is_table(table, where)
-    parts = {"reported": {"reported"}, "stage": _fields(Stage), "data": _fields(Data), "head": _fields(Head)}
+    own = {"reported", *RUN_KEYS}
+    parts = {"own": own, "stage": _fields(Stage), "data": _fields(Data), "head": _fields(Head)}
     _only(table, [key for keys in parts.values() for key in sorted(keys)], where)
     pick = {part: {k: v for k, v in table.items() if k in keys} for part, keys in parts.items()}
     data = _data({**study["data"], **pick["data"]}, where)
     stage = _stage({**pick["stage"], "train": pick["stage"].get("train", ["all"])}, where, base)
-    head = _head({**study.get("head", {}), **pick["head"]}, where) if pick["head"] or "head" in study else None
+    head = study.get("head")
+    if pick["head"]:
+        head = {**(head if isinstance(head, dict) else {}), **pick["head"]}
     reported = _reported(table["reported"], where) if "reported" in table else None
-    return Task(data, Freeze("pretrain", (stage,), head, weights="none", reported=reported))
+    precision, xla = _run_keys({**inherited, **pick["own"]}, where)
+    head = None if head is None else _head(head, where)
+    freeze = Freeze("pretrain", (stage,), head, weights="none", precision=precision, xla=xla, reported=reported)
+    return Task(data, freeze)
 
 
-def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Freeze:
+def _freeze(table: Any, where: str, base: Stage, head: Head | str | None, inherited: dict[str, Any]) -> Freeze:
     _is_table(table, f"{where}: [[freeze]]")
     if "name" not in table:
         raise UserError(f'{where}: a [[freeze]] has no name; add name = "..."')
@@ -214,13 +225,14 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Fre
     where = f"{where}: [[freeze]] {name!r}"
     if name == "pretrain" or not all(c.isalnum() or c in "_-" for c in name):
         raise UserError(f"{where}: a name is made of letters, digits, _ and -, and is not 'pretrain'")
-    own = ("name", "seeds", "stages", "head", "weights", "reset", "precision", "xla", "reported")
+    own = ("name", "seeds", "stages", "head", "weights", "reset", "reported", *RUN_KEYS)
     _only(table, [*own, *sorted(_fields(Stage))], where)
     base = _stage({k: v for k, v in table.items() if k not in own}, where, base)
     entries = _list(table.get("stages", [{}]), f"{where}: stages")
     if not entries:
         raise UserError(f'{where}: stages is empty; give at least one, such as stages = [ {{ train = ["head/.*"] }} ]')
     stages = tuple(_stage(entry, f"{where}: stages[{i}]", base) for i, entry in enumerate(entries))
+    precision, xla = _run_keys({**inherited, **table}, where)
     return Freeze(
         name=name,
         stages=stages,
@@ -228,10 +240,15 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None) -> Fre
         seeds=_seeds(table["seeds"], f"{where}: seeds") if "seeds" in table else None,
         weights=_text(table["weights"], f"{where}: weights") if "weights" in table else None,
         reset=_rules(table.get("reset", []), f"{where}: reset"),
-        precision=_choices(table.get("precision", "auto"), PRECISIONS, f"{where}: precision"),
-        xla=_choices(table.get("xla", "auto"), XLA, f"{where}: xla"),
+        precision=precision,
+        xla=xla,
         reported=_reported(table["reported"], where) if "reported" in table else None,
     )
+
+
+def _run_keys(table: dict[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    precision = _choices(table.get("precision", "auto"), PRECISIONS, f"{where}: precision")
+    return precision, _choices(table.get("xla", "auto"), XLA, f"{where}: xla")
 
 
 def _data(table: Any, where: str) -> Data:

@@ -1,0 +1,34 @@
+"""The studies on the real data sets, in a folder that FROSTLINE_REAL_DATA names."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+DATA = os.environ.get("FROSTLINE_REAL_DATA")
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(not DATA, reason="FROSTLINE_REAL_DATA names no folder with the real data"),
+]
+
+
+def test_cifar10_split_on_real_images(tmp_path):
+    command = [sys.executable, "-m", "frostline.cli", "run", "cifar10_split", "--data-dir", DATA, "--limit", "500"]
+    flags = ["--epochs", "1", "--seeds", "0", "--precision", "float32", "--xla", "off", "--no-infer"]
+    only = ["--only", "output", "--only", "dense_output"]
+    places = ["--results", tmp_path / "results", "--exports", tmp_path / "exports"]
+    done = subprocess.run([*command, *flags, *only, *places], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    table = [sys.executable, "-m", "frostline.cli", "table", tmp_path / "results", "--format", "json"]
+    rows = {r["freeze"]: r for r in json.loads(subprocess.run(table, capture_output=True, check=True).stdout)}
+    assert [rows[name]["trainable_params"] for name in ("pretrain", "output", "dense_output")] == [
+        1_633_733,
+        325,
+        8_581,
+    ]
+    assert {row["total_params"] for row in rows.values()} == {1_633_733}
+    assert {row["protocol"] for row in rows.values()} == {"document"}
+    assert all(row["test_top1"] == row["validation_top1"] > 0.2 for row in rows.values())
+    assert (tmp_path / "exports/onnx/cifar10_split.output/1/model.onnx").is_file()
