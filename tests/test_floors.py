@@ -14,7 +14,7 @@ FLOORS = {
     1: {"studies"},
     2: {"records", "plan", "layers"},
     3: {"tables", "choice", "device", "datasets", "backbones", "heads", "freezing"},
-    4: {"models", "runtimes"},
+    4: {"models", "frontier", "runtimes"},
     5: {"training", "exporting", "inference"},
     6: {"harness", "jobs"},
     7: {"cli"},

@@ -63,12 +63,11 @@ def run_study(
 
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
-    study = plan.resolve(studies.load(name), options)
     planned = plan_runs(studies.load(name), options, places)
     with tempfile.TemporaryDirectory() as folder:
         found = preflight(planned, dataclasses.replace(places, results=Path(folder)), estimate=True)
-    seeds = len(study.seeds)
-    return [{**entry, "seeds": seeds} for entry in found["configurations"]]
+    names = [(run.freeze.name, run.variant) for run in planned]
+    return [{**c, "seeds": names.count((c["freeze"], c["variant"]))} for c in found["configurations"]]
 
 
 def plan_runs(study: Study, options: Options, places: Places) -> list[Run]:

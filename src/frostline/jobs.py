@@ -18,6 +18,7 @@ from frostline import (
     device,
     exporting,
     freezing,
+    frontier,
     inference,
     machine,
     models,
@@ -216,10 +217,11 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         device.seed_everything(run.seed)
         network = build(run, dataset)
         check_weights(run, network)
-        masks, steps = [], []
+        masks, cuts, steps = [], [], []
         for stage in run.freeze.stages:
             training.optimizer(stage.optimizer, stage.learning_rate)
             masks.append(freezing.apply(network.model, network.groups, stage))
+            cuts.append(frontier.split(network.model))
             if job["estimate"]:
                 steps.append(training.time_steps(network, stage, xla=False))
         images = len(dataset.train.labels)
@@ -227,7 +229,10 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             {
                 "freeze": run.freeze.name,
                 "variant": run.variant,
-                "stages": [plan.plain(mask) for mask in masks],
+                "stages": [
+                    {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
+                    for mask, cut in zip(masks, cuts, strict=True)
+                ],
                 "classes": len(dataset.class_names),
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],

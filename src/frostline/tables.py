@@ -139,17 +139,36 @@ def plan(found: list[Row]) -> str:
                     _short(stage["trained"]),
                     _short(stage["frozen"]),
                     stage["batch_norm"],
+                    _frontier(stage),
                     _minutes(entry["seconds"] * entry["seeds"]) if last else "",
                     f"{entry['memory_bytes'] * MIB:,.0f}" if last else "",
                 ]
             )
-    headers = ["freeze", "stage", "trainable", "total", "trains", "frozen", "BatchNorm", "all seeds", "memory MiB"]
+    headers = [
+        "freeze",
+        "stage",
+        "trainable",
+        "total",
+        "trains",
+        "frozen",
+        "BatchNorm",
+        "frontier",
+        "all seeds",
+        "memory MiB",
+    ]
     seconds = sum(entry["seconds"] * entry["seeds"] for entry in found)
     note = (
         f"About {_minutes(seconds)} of training in all, from a few measured steps in float32 without XLA; "
-        "evaluation, the start of processes, exports and inference come on top. Nothing was trained."
+        "evaluation, the start of processes, exports and inference come on top. Nothing was trained.\n"
+        "Below the frontier nothing changes while a stage trains: these features are the same in every epoch."
     )
     return _tabulate(lines, headers, "plain") + "\n\n" + note
+
+
+def _frontier(stage: Row) -> str:
+    """The layers whose outputs cross the frontier, with the shape of those features of one image."""
+    shapes = ["×".join(map(str, shape)) for shape in stage["feature_shapes"]]
+    return ", ".join(f"{name} {shape}" for name, shape in zip(stage["frontier"], shapes, strict=True)) or "-"
 
 
 def _short(names: Sequence[str], shown: int = 3) -> str:
