@@ -18,7 +18,7 @@ def train(freeze, seed, trainable=10, total=10.0, top1=0.5, **more):
         "trainable_params": trainable, "total_params": 1000, "batch_norm": ["none"], "train_images": 100,
         "first_step_seconds": 1.0, "step_seconds": 0.01, "epoch_seconds": 2.0, "features_seconds": None,
         "total_seconds": total, "process_start_seconds": 5.0, "images_per_second": 50.0, "peak_memory_bytes": 1 << 30,
-        "device_peak_memory_bytes": None, "train_top1": top1, "train_running_top1": top1, "train_loss": 1.0,
+        "device_peak_memory_bytes": None, "stages": [{"frozen": [] if trainable == 1000 else ["conv"]}], "train_top1": top1, "train_running_top1": top1, "train_loss": 1.0,
         "validation_top1": top1, "validation_loss": 1.0, "test_top1": top1, "test_loss": 1.0, "machine": MACHINE,
     } | more  # fmt: skip
 
@@ -100,6 +100,11 @@ def test_training_table_with_failed_cells():
     assert "all: seed 1: NotFinite: the loss became nan." in text
     assert "broken: seed 0: killed by the system, most likely for want of memory." in text
     assert any(line.startswith("a CPU, 2 cores, no GPU; frostline 0.1.0, keras 3.15.1;") for line in text)
+
+
+def test_without_a_row_that_freezes_nothing_there_is_no_speed_up():
+    assert "speed-up" in " ".join(lines())
+    assert "speed-up" not in " ".join(lines(records=[train("output", 0), train("dense", 0, trainable=100)]))
 
 
 def test_step_table_marks_the_choice_and_shows_what_was_given_up():

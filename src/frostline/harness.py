@@ -79,8 +79,16 @@ def plan_runs(study: Study, options: Options, places: Places) -> list[Run]:
         except OSError as error:
             raise UserError(f"cannot read the weights file {weights}: {error.strerror}") from error
 
-    resolved = plan.resolve(study, options)
-    return plan.runs(resolved, options, lambda data: datasets.fingerprint(data, data_dir=places.data_dir), digest)
+    with Progress(1, "downloads") as progress:
+
+        def report(file: str, done: int, total: int) -> None:
+            of = f" of {total / 2**20:.0f}" if total else ""
+            progress.show(f"downloading {file}: {done / 2**20:.0f}{of} MiB")
+
+        def fingerprint(data: studies.Data) -> str:
+            return datasets.fingerprint(data, data_dir=places.data_dir, report=report)
+
+        return plan.runs(plan.resolve(study, options), options, fingerprint, digest)
 
 
 def preflight(planned: list[Run], places: Places, *, estimate: bool = False) -> Event:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+os.environ["KERAS_BACKEND"] = "tensorflow"  # before anything imports Keras; a person's own choice is for their own code
+
 from frostline import (
     backbones,
     children,

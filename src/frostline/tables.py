@@ -79,6 +79,7 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "failed_seeds": [r["seed"] for r in configuration.rows if r["outcome"] != "ok"],
         **{key: newest.get(key) for key in ASKED},
         **{key: finished[-1].get(key) if finished else None for key in SAME},
+        "frozen_layers": max((len(s["frozen"]) for s in finished[-1]["stages"]), default=None) if finished else None,
         "other_configurations": configuration.others,
         "exported_seed": configuration.representative["seed"] if configuration.representative else None,
         "exported_test_top1": configuration.representative["test_top1"] if configuration.representative else None,
@@ -218,10 +219,8 @@ def _study_tables(train: list[Row], form: str) -> list[str]:
 
 
 def _everything(train: list[Row]) -> Row | None:
-    """The row that trains all parameters from the same weights, the yardstick of the speed-up."""
-    full = [r for r in train if r["freeze"] != "pretrain" and r["trainable_params"] and r["epoch_seconds"]]
-    full = [r for r in full if r["trainable_params"] == max(x["trainable_params"] for x in full)]
-    return full[0] if full else None
+    """The first row that freezes nothing, the yardstick of the speed-up; the pre-training is another task."""
+    return next((r for r in train if r["freeze"] != "pretrain" and r["frozen_layers"] == 0), None)
 
 
 def _speedup(row: Row, everything: Row | None) -> float | None:
