@@ -36,8 +36,9 @@ bench: $(READY) ## train, compare, export and measure STUDY
 
 bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed precision with XLA, all runtimes
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "no GPU: nvidia-smi lists none"; exit 1; }
-	$(BIN)/frostline run digits $(PLACE) --exports $(EXPORTS) $(FROM) --xla on $(ARGS)
-	$(BIN)/frostline run cifar10_split $(PLACE) --exports $(EXPORTS) $(FROM) --xla on $(ARGS)
+	@worst=0; for study in digits cifar10_split; do \
+	  $(BIN)/frostline run $$study $(PLACE) --exports $(EXPORTS) $(FROM) --precision auto --xla on $(ARGS) || worst=$$?; \
+	done; exit $$worst
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -61,3 +61,24 @@ def test_later_candidates_are_given_ten_times_the_best_so_far():
 
     choice.measure([("first", "off"), ("second", "off"), ("third", "on")], one)
     assert [limits for _, limits in seen] == [{}, {"a": 20.0}, {"a": 10.0}]
+
+
+def test_a_precision_that_is_asked_for_is_timed_too(tiny_study):
+    from frostline import plan, studies
+    from frostline.plan import Options
+
+    def runs(*precision):
+        options = Options(precision=precision)
+        study = plan.resolve(studies.parse(tiny_study, "tiny"), options)
+        return plan.runs(study, options, lambda data: "", lambda path: "")
+
+    assert [c[0] for c in choice.candidates(runs("mixed_float16"), "mixed_bfloat16")[:3]] == [
+        "float32", "mixed_bfloat16", "mixed_float16",
+    ]  # fmt: skip
+    assert len(choice.candidates(runs("float32"), "mixed_bfloat16")) == 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_precision_that_was_not_timed_is_a_clear_error(device):
+    with pytest.raises(UserError, match="no candidate could be measured"):
+        choice.pick(CELLS, "mixed_float16", "auto", device)

@@ -48,7 +48,7 @@ def test_flags_that_are_no_numbers(flag, capsys):
 
 def test_only_of_export_must_exist(tmp_path, capsys):
     row = {"kind": "train", "study": "s", "freeze": "output", "variant": "", "seed": 0, "configuration": "c",
-           "outcome": "failed", "reason": "x"}  # fmt: skip
+           "outcome": "failed", "reason": "x", "time": "t"}  # fmt: skip
     records.append(tmp_path, row)
     assert run("export", tmp_path, "--only", "outptu") == 2
     assert "no such configuration" in capsys.readouterr().err

@@ -93,6 +93,16 @@ def test_each_flag_that_changes_an_experiment_changes_its_identity(tiny_study, o
     assert plain.identity != changed.identity and plain.configuration != changed.configuration
 
 
+def test_a_weights_file_counts_by_its_content(tiny_study):
+    study = studies.parse(tiny_study, "tiny")
+
+    def identity(path, digest):
+        options = Options(weights=path)
+        return plan.runs(plan.resolve(study, options), options, lambda data: "", lambda path: digest)[0].identity
+
+    assert identity("a.h5", "one") == identity("./a.h5", "one") != identity("a.h5", "other")
+
+
 def test_data_changes_the_identity_the_title_does_not(tiny_study):
     one = runs(tiny_study)[0]
     assert one.identity != runs(tiny_study, fingerprint="other")[0].identity

@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -56,8 +57,13 @@ def test_a_folder_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path):
         pass
 
 
-def row(seed, configuration="a", outcome="ok", top1=0.5, freeze="output"):
-    return {
+CLOCK = itertools.count()
+
+
+def row(seed, configuration="a", outcome="ok", top1=0.5, freeze="output", **more):
+    """Each record is newer than the one before."""
+    return more | {
+        "time": f"{next(CLOCK):06}",
         "kind": "train", "study": "s", "freeze": freeze, "variant": "", "seed": seed,
         "configuration": configuration, "outcome": outcome, "validation_top1": top1,
     }  # fmt: skip
@@ -84,3 +90,26 @@ def test_the_representative_is_the_median_of_the_finished():
     assert even.representative["seed"] == 1
     (none,) = records.configurations(rows[3:])
     assert none.representative is None
+
+
+def test_two_machines_or_settings_are_never_averaged():
+    cpu, gpu = {"device": "cpu", "precision": "float32"}, {"device": "gpu", "precision": "mixed_bfloat16"}
+    (found,) = records.configurations([row(0, **cpu), row(1, **cpu), row(0, **gpu), row(1, outcome="failed")])
+    assert [(r["seed"], r["outcome"]) for r in found.rows] == [(0, "ok"), (1, "failed")]
+    assert found.rows[0]["device"] == "gpu" and found.others == 1
+
+
+def test_what_is_wanted_is_found_behind_a_newer_configuration():
+    rows = [row(0, "full", top1=0.9), row(0, "quick", top1=0.1)]
+    assert records.configurations(rows)[0].representative["configuration"] == "quick"
+    assert records.configurations(rows, {"full"})[0].representative["configuration"] == "full"
+
+
+def test_a_line_torn_inside_a_character_is_dropped(tmp_path):
+    records.append(tmp_path, {"kind": "x"})
+    with (tmp_path / records.FILE).open("ab") as file:
+        file.write('{"schema": 1, "kind": "ü'.encode()[:-1])
+    assert [r["kind"] for r in records.read(tmp_path)] == ["x"]
+    (tmp_path / records.FILE).write_text('{"schema": "x"}\n')
+    with pytest.raises(UserError, match="is not a frostline record"):
+        records.read(tmp_path)

@@ -84,7 +84,7 @@ def test_an_unknown_runtime_is_the_users_mistake():
 
 def test_a_library_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    expected = "onnxruntime is not installed; type: pip install 'frostline[cpu]'"
+    expected = "onnxruntime is not installed; it comes with the cpu extra"
     assert runtimes.unavailable("onnxruntime", "cpu") == expected
 
 
@@ -100,7 +100,7 @@ def test_a_library_without_cuda_on_a_machine_with_a_gpu(name, monkeypatch):
     monkeypatch.setattr(runtimes, "cuda_devices", lambda: 1)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
-    assert "sees no GPU; type: pip install 'frostline[gpu]'" in runtimes.unavailable(name, "gpu")
+    assert "sees no GPU; install the gpu extra in a fresh environment" in runtimes.unavailable(name, "gpu")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     assert runtimes.unavailable(name, "gpu") is None

@@ -18,7 +18,9 @@ def train(freeze, seed, trainable=10, total=10.0, top1=0.5, **more):
         "trainable_params": trainable, "total_params": 1000, "batch_norm": ["none"], "train_images": 100,
         "first_step_seconds": 1.0, "step_seconds": 0.01, "epoch_seconds": 2.0, "features_seconds": None,
         "total_seconds": total, "process_start_seconds": 5.0, "images_per_second": 50.0, "peak_memory_bytes": 1 << 30,
-        "device_peak_memory_bytes": None, "stages": [{"frozen": [] if trainable == 1000 else ["conv"]}], "train_top1": top1, "train_running_top1": top1, "train_loss": 1.0,
+        "device_peak_memory_bytes": None, "time": f"t{seed}", "marginal_seconds": 20.0,
+        "stages": [{"frozen": [] if trainable == 1000 else ["conv"]}], "train_top1": top1,
+        "train_running_top1": top1, "train_loss": 1.0,
         "validation_top1": top1, "validation_loss": 1.0, "test_top1": top1, "test_loss": 1.0, "machine": MACHINE,
     } | more  # fmt: skip
 
@@ -31,7 +33,8 @@ def failed(freeze, seed, reason="NotFinite: the loss became nan"):
 
 def infer(model, runtime, batch=1, **more):
     return {
-        "kind": "infer", "study": "toy", "freeze": model.removeprefix("toy."), "model": model, "version": 1, "run": "r",
+        "kind": "infer", "study": "toy", "freeze": model.removeprefix("toy."), "model": model, "version": 1,
+        "run": f"{model.removeprefix('toy.')}.s0", "run_time": "t0",
         "runtime": runtime, "device": "cpu", "batch_size": batch, "images_per_second": 1000.0,
         "latency_p50_seconds": 0.001, "size_bytes": 3 << 20, "test_top1": 0.5, "valid": False, "outcome": "ok",
         "reason": "quick: 10 samples in 1.0 s; too short",
@@ -49,6 +52,7 @@ CELLS = [
 ]
 RECORDS = [
     {"kind": "choice", "study": "toy", "cells": CELLS},
+    {"kind": "study", "study": "toy", "study_seconds": 240.0},
     train("output", 0, top1=0.5),
     train("output", 1, top1=0.7, total=20.0),
     train("all", 0, trainable=1000, total=60.0),
@@ -92,10 +96,10 @@ def lines(form="github", records=RECORDS):
 
 def test_training_table_with_failed_cells():
     text = lines()
-    assert "| output | 10 | 1,000 | 1.00 % | 1.00 ± 0.00 (2) | 2.00 ± 0.00 (2) | 15.0 ± 7.1 (2) | 50 ± 0 (2) |" \
-        " 1,024 ± 0 (2) | 4.00 | float32 |" in text  # fmt: skip
-    assert "| all | 1,000 | 1,000 | 100.00 % | 1.00 | 2.00 | 60.0 | 50 | 1,024 | 1.00 | float32 |" in text
-    assert "| broken | - | - | - | failed | failed | failed | failed | failed | - | - |" in text
+    output = "| output | 10 | 1,000 | 1.00 % | 1.00 ± 0.00 (2) | 2.00 ± 0.00 (2) | 15.0 ± 7.1 (2) | 5.0 ± 0.0 (2)"
+    assert f"{output} | 50 ± 0 (2) | 1,024 ± 0 (2) | 4.00 | float32 |" in text
+    assert "| all | 1,000 | 1,000 | 100.00 % | 1.00 | 2.00 | 60.0 | 5.0 | 50 | 1,024 | 1.00 | float32 |" in text
+    assert "| broken | - | - | - | failed | failed | failed | failed | failed | failed | - | float32 |" in text
     assert "| output | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) | 1.0000 ± 0.0000 (2) |" in text
     assert "all: seed 1: NotFinite: the loss became nan." in text
     assert "broken: seed 0: killed by the system, most likely for want of memory." in text
@@ -125,12 +129,23 @@ def test_serving_tables_time_a_graph_once_and_score_every_model():
     assert "| toy.all | 1 | 0 | 0.5000 | 0.5500 | - |" in text
 
 
+def test_a_model_is_shown_with_the_seed_that_was_published_whatever_came_later():
+    later = train("output", 5, top1=0.6, time="t5")
+    assert "| toy.output | 1 | 0 | 0.5000 | 0.5000 |" in lines(records=[*RECORDS[:2], RECORDS[2], later, RECORDS[7]])
+
+
+def test_only_what_was_asked_is_shown_when_asked():
+    records = [train("output", 0), train("output", 0, configuration="quick", limit=9, top1=0.1, time="t9")]
+    shown = tables.render(records, "github", wanted={"c-output"})
+    assert "0.5000" in shown and "0.1000" not in shown
+
+
 def test_a_refused_export_is_a_row():
     refused = {"kind": "export", "study": "toy", "freeze": "all", "model": "toy.all", "run": "r", "outcome": "failed",
                "reason": "ParityError: 0.1", "version": None}  # fmt: skip
     (row,) = (r for r in tables.rows([refused]))
     assert (row["kind"], row["outcome"], row["runtime"], row["valid"]) == ("infer", "failed", None, False)
-    assert "| toy.all | not published: ParityError: 0.1 | - | - |" in lines(records=[refused])
+    assert "| toy.all | none (not published: ParityError: 0.1) | - | - |" in lines(records=[refused])
 
 
 def test_rows_of_a_documents_protocol_are_marked_and_only_they_show_what_was_reported():
@@ -143,7 +158,9 @@ def test_rows_of_a_documents_protocol_are_marked_and_only_they_show_what_was_rep
 
 
 def test_a_quick_try_and_older_configurations_are_in_the_caption():
-    text = lines(records=[train("output", 0), train("output", 0, configuration="new", limit=50, epochs_cap=1)])
+    text = lines(
+        records=[train("output", 0), train("output", 0, configuration="new", limit=50, epochs_cap=1, time="t9")]
+    )
     assert "A quick try: --limit 50 --epochs 1." in text
     assert "1 older configurations under these names are not shown." in text
 
@@ -154,7 +171,13 @@ def test_csv_is_one_table_of_unrounded_numbers():
 
 
 def test_latex_and_plain():
-    assert r"\begin{tabular}" in tables.render(RECORDS, "latex")
+    latex = tables.render(RECORDS, "latex")
+    assert r"\begin{tabular}" in latex
+    inside = False
+    for line in filter(None, latex.splitlines()):
+        inside = inside or line.startswith(r"\begin{tabular}")
+        assert inside or line.startswith("%"), line
+        inside = inside and not line.startswith(r"\end{tabular}")
     assert "toy: what training costs - A toy" in lines("plain")
 
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from frostline import device, freezing, models, training
+from frostline import device, freezing, heads, models, training
 from frostline.datasets import Split
 from frostline.errors import UserError
 from frostline.studies import Backbone, EarlyStopping, Head, ReduceOnPlateau, Stage
@@ -61,6 +61,12 @@ def test_the_loss_is_what_keras_evaluates_penalties_included(split):
         fit(each, split, Stage(epochs=1))
         _, _, loss = training.evaluate(each, split)
         assert loss == pytest.approx(each.model.evaluate(split.images, split.labels, verbose=0)[0], rel=1e-4)
+
+
+def test_the_loss_of_a_sure_and_wrong_answer_is_not_clipped():
+    logits = np.array([[0.0, 40.0], [0.0, 40.0]], np.float32)
+    assert heads.cross_entropy(logits, np.array([0, 1])) == pytest.approx([40.0, 0.0], abs=1e-6)
+    assert heads.cross_entropy(logits[:, 1:], np.array([0, 1])) == pytest.approx([40.0, 0.0], abs=1e-6)
 
 
 def test_the_same_seed_trains_to_the_same_weights_and_another_does_not(split):

@@ -31,7 +31,7 @@ def run(
     on_event: Callable[[Event], None],
     deadline: Callable[[], float | None] = lambda: None,
 ) -> None:
-    """Run `python -m module` on a job and hand over its events as they come.
+    """Run `python -P -m module` (the working folder hides no library) on a job and hand over its events as they come.
 
     The child gets the job as one line on its standard input, which stays open: its end tells the child that we are
     gone. What it prints besides events goes to `log`. `deadline` gives a time of `time.monotonic` or None, and is asked
@@ -40,7 +40,7 @@ def run(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as log_file:
         child = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,

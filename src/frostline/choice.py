@@ -10,6 +10,7 @@ from frostline.errors import UserError
 from frostline.plan import Run, plain
 
 GIVE_UP_FACTOR = 10.0
+Candidate = tuple[str, str]
 
 
 def key(runs: Sequence[Run]) -> str:
@@ -48,7 +49,8 @@ def pick(cells: Sequence[dict[str, Any]], precision: str, xla: str, device: str)
     }
     if device == "gpu":
         wanted = [c for c in matching if c[0] != "float32" or precision == "float32"]
-        return max(wanted, key=lambda c: c[1] == "on")
+        if wanted:
+            return max(wanted, key=lambda c: c[1] == "on")
     complete = {c: own for c, own in matching.items() if all(cell["outcome"] == "ok" for cell in own)}
     if not complete:
         raise UserError(
@@ -58,12 +60,17 @@ def pick(cells: Sequence[dict[str, Any]], precision: str, xla: str, device: str)
     return min(complete, key=lambda c: sum(cell["step_seconds"] for cell in complete[c]))
 
 
+def candidates(runs: Sequence[Run], mixed: str) -> list[Candidate]:
+    """(precision, "off" or "on") to be timed: float32, the device's mixed precision, and what else is asked for."""
+    asked = [run.precision for run in runs if run.precision != "auto" and run.xla == "auto"]
+    return [(precision, xla) for xla in ("off", "on") for precision in dict.fromkeys(["float32", mixed, *asked])]
+
+
 def needed(runs: Sequence[Run]) -> bool:
     """Whether any run leaves its precision or XLA to a measurement."""
     return any("auto" in (run.precision, run.xla) for run in runs)
 
 
-Candidate = tuple[str, str]
 Measure = Callable[[Candidate, dict[str, float]], list[dict[str, Any]]]
 
 

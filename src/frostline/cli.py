@@ -10,8 +10,8 @@ from pathlib import Path
 from frostline import __version__
 from frostline.children import Died
 from frostline.errors import UserError
+from frostline.tables import FORMATS
 
-FORMATS = ("github", "plain", "csv", "latex", "json")
 LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
 
@@ -143,9 +143,12 @@ def run(args: argparse.Namespace) -> int:
         print(tables.plan(harness.dry_run(args.study, options, places)))
         return 0
     infer = not (args.no_infer or args.no_export)
-    good = harness.run_study(args.study, options, places, fresh=args.fresh, export=not args.no_export, infer=infer)
+    good, asked = harness.run_study(
+        args.study, options, places, fresh=args.fresh, export=not args.no_export, infer=infer
+    )
     name = Path(args.study).stem
-    print(tables.render([r for r in records.read(args.results) if r["study"] == name], _terminal_format()))
+    found = [r for r in records.read(args.results) if r["study"] == name]
+    print(tables.render(found, _terminal_format(), asked))
     return 0 if good else 1
 
 
@@ -195,8 +198,8 @@ def infer(args: argparse.Namespace) -> int:
             fresh=args.fresh,
         )
     names = {m["name"] for m in manifests}
-    shown = [r for r in records.read(args.results) if r["kind"] == "infer" and r["model"] in names]
-    print(tables.render(shown, _terminal_format()))
+    shown = [r for r in records.read(args.results) if r.get("model") in names]
+    print(tables.render(shown, _terminal_format(), kinds=("infer",)))
     return 0 if good else 1
 
 

@@ -4,12 +4,9 @@ from typing import Any
 
 
 def configure(precision: str) -> None:
-    """Set the precision policy of the models built from here on, and let GPU memory grow as it is needed."""
+    """Set the precision policy of the models built from here on."""
     import keras
-    import tensorflow as tf
 
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
     keras.config.set_dtype_policy(precision)
 
 

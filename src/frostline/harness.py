@@ -1,11 +1,11 @@
 """Runs studies: this process plans and keeps the books, children load TensorFlow and do one thing each."""
 
 import dataclasses
-import datetime
 import hashlib
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,16 @@ def run_study(
     fresh: bool = False,
     export: bool = True,
     infer: bool = True,
-) -> bool:
-    """Train, export and measure what a study asks for and is not finished yet; True when all of it went well."""
+) -> tuple[bool, set[str]]:
+    """Train, export and measure what a study asks for and is not finished yet.
+
+    Returns whether all of it went well, and the configurations that were asked for.
+    """
     started = time.monotonic()
     study = studies.load(name)
     with records.lock(places.results):
         planned = plan_runs(study, options, places)
+        configurations = {run.configuration for run in planned}
         done = set() if fresh else finished(places.results)
         pending = [run for run in planned if run.identity not in done]
         if pending:
@@ -50,22 +54,30 @@ def run_study(
             everything = plan_runs(study, dataclasses.replace(options, only=()), places)
             checked = preflight(everything, places)
             cells = measure_steps(everything, checked, places, fresh=fresh) if choice.needed(pending) else []
-            train_all(pending, cells, checked["device"], places)
+            settings = [choice.pick(cells, run.precision, run.xla, checked["device"]) for run in pending]
+            train_all(pending, settings, places)
         good = all_ok(planned, places.results)
         if export:
-            good &= export_models({run.configuration for run in planned}, places)
+            good &= export_models(configurations, places)
         if export and infer:
             good &= infer_models({run.model for run in planned}, places, fresh=fresh)
+        seconds = time.monotonic() - started
+        if pending:
+            told = {"kind": "study", "study": study.name, "runs": len(pending), "study_seconds": seconds}
+            records.append(places.results, {**told, "time": records.now(), "machine": machine.facts()})
     skipped = len(planned) - len(pending)
-    say(f"{study.name}: {len(pending)} runs done, {skipped} found finished, {duration(time.monotonic() - started)}")
-    return good
+    say(f"{study.name}: {len(pending)} runs done, {skipped} found finished, {duration(seconds)}")
+    return good, configurations
 
 
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
     planned = plan_runs(studies.load(name), options, places)
     with tempfile.TemporaryDirectory() as folder:
-        found = preflight(planned, dataclasses.replace(places, results=Path(folder)), estimate=True)
+        try:
+            found = preflight(planned, dataclasses.replace(places, results=Path(folder)), estimate=True)
+        except children.Died as error:
+            raise children.Died(str(error).partition(" (see ")[0]) from error  # its log goes with the folder
     names = [(run.freeze.name, run.variant) for run in planned]
     return [{**c, "seeds": names.count((c["freeze"], c["variant"]))} for c in found["configurations"]]
 
@@ -104,7 +116,7 @@ def preflight(planned: list[Run], places: Places, *, estimate: bool = False) -> 
             elif event["event"] == "checked":
                 found.update(event)
 
-        spawn(job, places, "preflight", on_event)
+        spawn(job, places, "logs/preflight.txt", on_event)
     return found
 
 
@@ -116,7 +128,7 @@ def finished(results: Path) -> set[str]:
     return {
         identity
         for identity, record in newest(results).items()
-        if record["outcome"] == "ok" and weights_file(results, record["run"]).is_file()
+        if record["outcome"] == "ok" and records.weights_file(results, record["run"]).is_file()
     }
 
 
@@ -131,11 +143,6 @@ def newest(results: Path) -> dict[str, Event]:
     return {r["identity"]: r for r in records.read(results) if r["kind"] == "train"}
 
 
-def weights_file(results: Path, run: str) -> Path:
-    """The weights a finished run leaves."""
-    return records.run_folder(results, run) / "weights.weights.h5"
-
-
 # -- what `auto` means ---------------------------------------------------------------------------------
 
 
@@ -148,7 +155,7 @@ def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: 
                 return record["cells"]
     named = {run.freeze.name: run for run in planned if run.freeze.name != plan.PRETRAIN}
     distinct = {choice.timing_key(run): run for run in reversed(list(named.values()))}
-    candidates = [(precision, xla) for xla in ("off", "on") for precision in ("float32", checked["mixed"])]
+    candidates = choice.candidates(planned, checked["mixed"])
     shapes = {c["freeze"]: c for c in checked["configurations"]}
     with Progress(len(candidates) * len(distinct), "cells") as progress:
         cells = choice.measure(
@@ -161,7 +168,7 @@ def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: 
         if cell["timing"] == choice.timing_key(run)
     ]
     record = {"kind": "choice", "study": planned[0].study, "key": key, "device": checked["device"], "cells": cells}
-    records.append(places.results, {**record, "time": now(), "machine": machine.facts()})
+    records.append(places.results, {**record, "time": records.now(), "machine": machine.facts()})
     return cells
 
 
@@ -187,7 +194,7 @@ class Timing:
         runs = [plan.plain(run) for run in self.distinct.values()]
         job = {"action": "steps", "precision": precision, "xla": xla, "runs": runs, "shapes": self.shapes}
         try:
-            spawn(job, self.places, "steps", self.on_event, self.deadline)
+            spawn(job, self.places, "logs/steps.txt", self.on_event, self.deadline)
         except children.GivenUp:
             self.add("given up", f"over {self.limit():.0f} s, {choice.GIVE_UP_FACTOR:g} times the best")
         except children.Died as error:
@@ -229,23 +236,26 @@ class Timing:
 # -- training ------------------------------------------------------------------------------------------
 
 
-def train_all(pending: list[Run], cells: list[Event], device: str, places: Places) -> None:
+def train_all(pending: list[Run], settings: list[choice.Candidate], places: Places) -> None:
     """Train the runs one after the other, each in a fresh child; one whose child dies twice is recorded as failed."""
     epochs = [sum(stage.epochs for stage in run.freeze.stages) for run in pending]
     with Progress(sum(epochs)) as progress:
         done = 0
-        for number, run in enumerate(pending):
+        for number, (run, setting) in enumerate(zip(pending, settings, strict=True)):
             variant = f" ({run.variant})" if run.variant else ""
             label = f"[{number + 1}/{len(pending)}] {run.freeze.name}{variant} seed {run.seed}"
-            precision, xla = choice.pick(cells, run.precision, run.xla, device)
-            _train(run, precision, xla, places, progress, label)
+            _train(run, setting, places, progress, label)
             done += epochs[number]
             progress.show(label, advance=done - progress.done)
 
 
-def _train(run: Run, precision: str, xla: str, places: Places, progress: Progress, label: str) -> None:
+def _train(run: Run, setting: choice.Candidate, places: Places, progress: Progress, label: str) -> None:
+    precision, xla = setting
+
     def fail(reason: str) -> None:
-        records.append(places.results, {**plan.heading(run), "outcome": "failed", "reason": reason, "time": now()})
+        record = {**plan.heading(run), "precision": precision, "xla": xla == "on", "engine": "plain"}
+        told = {"outcome": "failed", "reason": reason, "time": records.now(), "machine": machine.facts()}
+        records.append(places.results, record | told)
         progress.say(f"{label}: failed: {reason}")
 
     def on_event(event: Event) -> None:
@@ -254,36 +264,48 @@ def _train(run: Run, precision: str, xla: str, places: Places, progress: Progres
         elif event["event"] == "done":
             progress.say(f"{label}: {event['text']}")
 
-    if run.pretrain_run and not weights_file(places.results, run.pretrain_run).is_file():
+    if run.pretrain_run and run.pretrain_run not in _finished_runs(places.results):
         fail(f"its pre-training {run.pretrain_run} did not finish")
         return
     job = {"action": "train", "runs": [plan.plain(run)], "precision": precision, "xla": xla}
     progress.show(label)
     for last in (False, True):
+        before = len(records.read(places.results))
         try:
-            spawn(job, places, "train", on_event, run_log=run.id)
+            spawn(job, places, f"runs/{run.id}/log.txt", on_event)
             return
         except children.Died as error:
+            if any(r.get("run") == run.id for r in records.read(places.results)[before:]):
+                return  # its record was written; only the interpreter's end went wrong
             if last:
                 fail(str(error))
             else:
                 progress.say(f"{label}: {error}; trying once more")
 
 
+def _finished_runs(results: Path) -> set[str]:
+    done = finished(results)
+    return {record["run"] for identity, record in newest(results).items() if identity in done}
+
+
 # -- exports and inference -----------------------------------------------------------------------------
 
 
-def export_models(configurations: Iterable[str], places: Places) -> bool:
-    """Publish the representative run of each configuration that is not published yet; True when all went well."""
-    wanted = set(configurations)
+def export_models(configurations: Collection[str], places: Places) -> bool:
+    """Publish the representative run of each configuration that is not published yet; True when all went well.
+
+    A quick try (`--limit`, `--epochs`) is not published over a model that was trained in full.
+    """
     chosen: list[Event] = []
-    for configuration in records.configurations(records.read(places.results)):
+    for configuration in records.configurations(records.read(places.results), configurations):
         record = configuration.representative
-        if record is None or record["configuration"] not in wanted:
+        published = exporting.current(places.exports, record["model"]) if record else None
+        if record is None or (published and _same_run(published, record)):
             continue
-        published = exporting.current(places.exports, record["model"])
-        if published is None or (published["run"], published["run_time"]) != (record["run"], record["time"]):
-            chosen.append({"record": record, "seeds": [row["seed"] for row in configuration.finished]})
+        if published and _quick(record) and not _quick(published):
+            say(f"{record['model']}: a quick try is not published over version {published['version']}; give --exports")
+            continue
+        chosen.append({"record": record, "seeds": [row["seed"] for row in configuration.finished]})
     failures: list[str] = []
     started: list[Event] = []
     with Progress(len(chosen), "models") as progress:
@@ -299,13 +321,13 @@ def export_models(configurations: Iterable[str], places: Places) -> bool:
         while len(started) < len(chosen):
             before = len(started)
             try:
-                spawn({"action": "export", "chosen": chosen[before:]}, places, "export", on_event)
+                spawn({"action": "export", "chosen": chosen[before:]}, places, "logs/export.txt", on_event)
                 break
             except children.Died as error:
                 if len(started) == before:
                     raise
                 told = {key: started[-1][key] for key in ("model", "run", "study", "freeze")} | {"version": None}
-                told |= {"kind": "export", "outcome": "failed", "reason": str(error), "time": now()}
+                told |= {"kind": "export", "outcome": "failed", "reason": str(error), "time": records.now()}
                 records.append(places.results, told)
                 on_event({"event": "not_exported", **told})
     return not failures
@@ -333,32 +355,55 @@ def infer_models(
     return not failures
 
 
+def _same_run(a: Event, b: Event) -> bool:
+    """Whether a manifest or inference record and a training record are of one and the same training."""
+    return (a["run"], a["run_time"]) == (b["run"], b.get("run_time", b["time"]))
+
+
+def _quick(record: Event) -> bool:
+    return bool(record["limit"] or record["epochs_cap"])
+
+
 def _infer(runtime: str, device: str, entries: list[Event], sizes: list[int], places: Places, fresh: bool) -> int:
-    """Measure what is not measured yet on one runtime and device, in one child; the number of failed cells."""
-    done = set() if fresh else measured(places.results, runtime, device)
-    todo = [m for m in entries if any((m["name"], m["version"], size) not in done for size in sizes)]
+    """Measure what is not measured yet on one runtime and device; the number of failed cells."""
     reason = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
-    outcome = "skipped"
-    if todo and not reason:
+    done = set() if fresh else _measured(places.results, runtime, device, skipped=reason)
+
+    def missing(manifests: list[Event], finished: set[Any]) -> list[Event]:
+        return [m for m in manifests if any((m["run"], m["run_time"], size) not in finished for size in sizes)]
+
+    todo = missing(entries, done)
+    before = len(records.read(places.results))
+    while todo and not reason:
         job = {"action": "infer", "runtime": runtime, "device": device, "manifests": todo, "batch_sizes": sizes}
-        before = len(records.read(places.results))
         try:
-            spawn(job, places, f"infer-{runtime}-{device}", lambda event: None)
-            return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
-        except children.Died as error:
-            reason, outcome = str(error), "failed"
-    for manifest in todo:
-        for row in inference.unmeasured(manifest, runtime, device, sizes, outcome, str(reason)):
-            records.append(places.results, {**row, "time": now()})
-    return len(todo) if outcome == "failed" else 0
+            spawn(job, places, f"logs/infer-{runtime}-{device}.txt", lambda event: None)
+            todo = []
+        except children.Died as error:  # the model at which it died has failed, those after it are still to do
+            told = {(r["run"], r["run_time"]) for r in records.read(places.results)[before:]}
+            todo = [m for m in todo if (m["run"], m["run_time"]) not in told]
+            _record_unmeasured(todo[:1], runtime, device, sizes, "failed", str(error), places)
+            todo = todo[1:]
+    _record_unmeasured(todo, runtime, device, sizes, "skipped", str(reason), places)
+    return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
 
 
-def measured(results: Path, runtime: str, device: str) -> set[tuple[str, int, int]]:
-    """(model, version, batch size) of the cells that need not be measured again."""
+def _record_unmeasured(
+    manifests: list[Event], runtime: str, device: str, sizes: list[int], outcome: str, reason: str, places: Places
+) -> None:
+    for manifest in manifests:
+        for row in inference.unmeasured(manifest, runtime, device, sizes, outcome, reason):
+            records.append(places.results, {**row, "time": records.now()})
+
+
+def _measured(results: Path, runtime: str, device: str, skipped: str | None) -> set[tuple[str, str, int]]:
+    """(run, its time, batch size) of the cells that need not be measured again: the newest record decides."""
+    newest: dict[tuple[str, str, int], Event] = {}
+    for r in records.read(results):
+        if r["kind"] == "infer" and (r["runtime"], r["device"]) == (runtime, device):
+            newest[r["run"], r["run_time"], r["batch_size"]] = r
     return {
-        (r["model"], r["version"], r["batch_size"])
-        for r in records.read(results)
-        if r["kind"] == "infer" and (r["runtime"], r["device"]) == (runtime, device) and r["outcome"] != "failed"
+        key for key, r in newest.items() if r["outcome"] == "ok" or (r["outcome"], r["reason"]) == ("skipped", skipped)
     }
 
 
@@ -371,9 +416,11 @@ def spawn(
     log: str,
     on_event: Callable[[Event], None],
     deadline: Callable[[], float | None] = lambda: None,
-    run_log: str | None = None,
 ) -> None:
-    """Run a job in a child; raises Died and GivenUp, and UserError for a mistake of the user that the child found."""
+    """Run a job in a child whose output goes to `log` in the results folder.
+
+    Raises Died and GivenUp, and UserError for a mistake of the user that the child found.
+    """
     mistakes: list[str] = []
 
     def handle(event: Event) -> None:
@@ -382,8 +429,7 @@ def spawn(
         elif event["event"] != "finished":
             on_event(event)
 
-    folder = records.run_folder(places.results, run_log) if run_log else places.results / "logs"
-    path = folder / ("log.txt" if run_log else f"{log}.txt")
+    path = places.results / log
     where = {"results": str(places.results), "exports": str(places.exports), "spawned": time.time()}
     job = {**job, **where, "data_dir": str(places.data_dir) if places.data_dir else None}
     try:
@@ -391,16 +437,12 @@ def spawn(
     except children.Died as error:
         if not mistakes:
             raise children.Died(f"{error} (see {path})") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space, or choose --results DIR") from error
     if mistakes:
         raise UserError(mistakes[0])
 
 
 def say(text: str) -> None:
     """A line for the person who waits; standard output is for tables alone."""
-    with Progress(0) as progress:
-        progress.say(text)
-
-
-def now() -> str:
-    """The time for a record, in UTC."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    print(text, file=sys.stderr, flush=True)

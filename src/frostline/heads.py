@@ -97,8 +97,19 @@ def probabilities(logits: "np.ndarray") -> "np.ndarray":
     """Float32 [N, classes] from logits [N, classes] by softmax, or from one logit [N, 1] as [N, 2] by the sigmoid."""
     import numpy as np
 
+    return np.exp(_log_softmax(logits)).astype(np.float32)
+
+
+def cross_entropy(logits: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
+    """Float64 [N]: minus the log-probability of each label [N], from logits [N, classes] or [N, 1], nothing clipped."""
+    return -_log_softmax(logits)[range(len(labels)), labels]
+
+
+def _log_softmax(logits: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
     x = logits.astype(np.float64)
     if x.shape[1] == 1:
         x = np.concatenate([np.zeros_like(x), x], axis=1)
-    x = np.exp(x - x.max(axis=1, keepdims=True))
-    return (x / x.sum(axis=1, keepdims=True)).astype(np.float32)
+    x -= x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))

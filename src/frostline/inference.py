@@ -114,7 +114,7 @@ def _blank(manifest: dict[str, Any], runtime: str, device: str, batch_size: int 
         "kind": "infer",
         "model": manifest["name"],
         "version": manifest["version"],
-        **{key: manifest.get(key) for key in ("study", "freeze", "run")},
+        **{key: manifest.get(key) for key in ("study", "freeze", "run", "run_time")},
         "runtime": runtime,
         "device": device,
         "batch_size": batch_size,

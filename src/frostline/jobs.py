@@ -1,7 +1,6 @@
 """What the children do: each job is one fresh interpreter, started by the harness with `python -m frostline.jobs`."""
 
 import contextlib
-import datetime
 import os
 import time
 import traceback
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # a GPU's memory is taken as it is needed, and its peak tells
 os.environ["KERAS_BACKEND"] = "tensorflow"  # before anything imports Keras; a person's own choice is for their own code
 
 from frostline import (
@@ -70,9 +70,16 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
             raise
         except Exception as error:
             traceback.print_exc()
-            record = {**plan.heading(run), "outcome": "failed", "reason": _reason(error)}
+            effective = {
+                "precision": job["precision"],
+                "xla": job["xla"] == "on",
+                "engine": "plain",
+                "device": device.kind(),
+            }
+            record = {**plan.heading(run), **effective, "outcome": "failed", "reason": _reason(error)}
         record["process_start_seconds"] = job["process_start_seconds"]
-        record |= {"time": _now(), "machine": machine.facts()}
+        record["marginal_seconds"] = time.time() - job["spawned"]
+        record |= {"time": records.now(), "machine": machine.facts()}
         records.append(results, record)
         emit("done", text=_summary(record))
 
@@ -151,8 +158,8 @@ def start_weights(network: models.Network, run: Run, results: Path) -> list[str]
     fresh = models.reset_names(network, run.freeze.reset)
     weights = run.freeze.weights
     if weights == plan.PRETRAIN:
-        assert run.pretrain and run.pretrain_run
-        weights = str(records.run_folder(results, run.pretrain_run) / "weights.weights.h5")
+        assert run.pretrain_run
+        weights = str(records.weights_file(results, run.pretrain_run))
     if weights not in (None, "none"):
         models.load_weights(network, Path(weights), head=run.inherit_head, skip=fresh)
     return sorted(fresh)
@@ -160,14 +167,12 @@ def start_weights(network: models.Network, run: Run, results: Path) -> list[str]
 
 def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, validation: Any, test: Any) -> None:
     """Write the run's weights and probabilities, each whole or not at all."""
+    weights, predictions = folder / "partial.weights.h5", folder / "partial.npz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "partial.weights.h5"
-        network.model.save_weights(partial)
-        os.replace(partial, folder / "weights.weights.h5")
-        partial = folder / "partial.npz"
+        network.model.save_weights(weights)
         np.savez_compressed(
-            partial,
+            predictions,
             validation=validation,
             validation_labels=dataset.validation.labels,
             validation_keys=np.array(dataset.validation.keys),
@@ -175,9 +180,13 @@ def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, vali
             test_labels=dataset.test.labels,
             test_keys=np.array(dataset.test.keys),
         )
-        os.replace(partial, folder / "predictions.npz")
+        os.replace(predictions, folder / "predictions.npz")
+        os.replace(weights, folder / "weights.weights.h5")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}; free some space") from error
+    finally:
+        for partial in (weights, predictions):
+            partial.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:
@@ -315,7 +324,7 @@ def export(job: dict[str, Any], emit: Emit) -> None:
             traceback.print_exc()
             outcome |= {"outcome": "failed", "reason": _reason(error), "version": None}
             emit("not_exported", model=run.model, reason=outcome["reason"])
-        records.append(results, {**outcome, "time": _now()})
+        records.append(results, {**outcome, "time": records.now()})
 
 
 def _publish(
@@ -324,7 +333,7 @@ def _publish(
     dataset = datasets.load(run.data, data_dir=data_dir, limit=run.limit)
     device.seed_everything(run.seed)
     network = build(run, dataset)
-    models.load_weights(network, records.run_folder(results, run.id) / "weights.weights.h5", head=True, skip=set())
+    models.load_weights(network, records.weights_file(results, run.id), head=True, skip=set())
     facts = {
         "study": run.study,
         "freeze": run.freeze.name,
@@ -336,6 +345,7 @@ def _publish(
         "fingerprint": run.fingerprint,
         "data": plan.plain(run.data),
         "limit": run.limit,
+        "epochs_cap": run.epochs,
         "trained": {k: record[k] for k in ("validation_top1", "test_top1", "test_loss", "precision", "xla")},
     }
     return exporting.publish(
@@ -352,6 +362,7 @@ def _publish(
 def infer(job: dict[str, Any], emit: Emit) -> None:
     """Measure models on one runtime and device; of models with equal graphs one is timed, the others share figures."""
     results, exports = Path(job["results"]), Path(job["exports"])
+    device.configure("float32")
     runtime, on = job["runtime"], job["device"]
     timed: dict[str, list[dict[str, Any]]] = {}
     for manifest in job["manifests"]:
@@ -380,11 +391,7 @@ def infer(job: dict[str, Any], emit: Emit) -> None:
             own = inference.accuracy(manifest, folder, runtime, on, images=test.images, labels=test.labels)
             rows = [inference.share(row, own) for row in shared]
         for row in rows:
-            records.append(results, {**row, "time": _now(), "machine": machine.facts()})
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            records.append(results, {**row, "time": records.now(), "machine": machine.facts()})
 
 
 JOBS = {"train": run_here, "preflight": preflight, "steps": steps, "export": export, "infer": infer}

@@ -72,12 +72,16 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Commit of the source tree this package runs from, `+` when it has changes; None outside a checkout."""
     here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", "machine.py"]
+    describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        for command in (tracked, describe):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return None
     except OSError:
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return done.stdout.strip() or None
 
 
 def reset_peak_memory() -> None:

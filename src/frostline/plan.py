@@ -17,7 +17,7 @@ PRETRAIN = "pretrain"
 
 @dataclass(frozen=True)
 class Options:
-    """The flags that change an experiment; each is part of a run's identity."""
+    """The flags that choose runs (`only`, `seeds`) and those that change them; the latter are part of an identity."""
 
     only: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
@@ -51,7 +51,6 @@ class Run:
     limit: int | None
     epochs: int | None
     fingerprint: str
-    pretrain: Task | None = None
     pretrain_run: str | None = None
 
     @property
@@ -164,9 +163,9 @@ def _run(
     weights = freeze.weights or "none"
     asked = {
         "study": study.name,
-        "backbone": plain(study.backbone),
+        "backbone": study.backbone.name,
         "data": plain(data),
-        "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds")},
+        "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds", "weights")},
         "inherit_head": inherit,
         "weights": weights if weights in ("none", "imagenet", PRETRAIN) else digest(weights),
         "pretrain": source and source.configuration,
@@ -192,7 +191,6 @@ def _run(
         limit=options.limit,
         epochs=options.epochs,
         fingerprint=prints[data],
-        pretrain=study.pretrain,
         pretrain_run=source.id if source else None,
     )
 

@@ -1,10 +1,11 @@
 """The results folder: one JSON line per finished run, appended and never changed."""
 
+import contextlib
+import datetime
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,17 @@ def run_folder(results: Path, run: str) -> Path:
     return results / "runs" / run
 
 
-@contextmanager
+def weights_file(results: Path, run: str) -> Path:
+    """The weights that a finished run leaves."""
+    return run_folder(results, run) / "weights.weights.h5"
+
+
+def now() -> str:
+    """The time for a record, in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+@contextlib.contextmanager
 def lock(results: Path) -> Iterator[None]:
     """Hold the results folder for one writing command; raises UserError when another holds it or it is not writable."""
     import fcntl
@@ -40,8 +51,9 @@ def lock(results: Path) -> Iterator[None]:
                 f"another frostline command (process {holder}) is writing to {results}; "
                 "wait for it, or choose another --results DIR"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # who holds it is for the other command's message alone
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -76,8 +88,8 @@ def read(results: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines[:-1], 1) if line]
 
@@ -93,14 +105,14 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        schema = record["schema"]
+        schema = int(record["schema"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} is not a frostline record; move the file away, or choose --results DIR") from error
     if schema != SCHEMA:
-        advice = "upgrade frostline" if schema > SCHEMA else "run the study again with --fresh"
+        advice = "upgrade frostline" if schema > SCHEMA else "run the study again with another --results DIR"
         raise UserError(f"{where} has schema {schema}, this frostline reads {SCHEMA}; {advice}")
     return record
 
@@ -141,17 +153,30 @@ class Configuration:
         return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
-def configurations(records: list[dict[str, Any]]) -> list[Configuration]:
+def configurations(records: list[dict[str, Any]], wanted: Collection[str] | None = None) -> list[Configuration]:
     """Training records by study, freeze configuration and variant, in the order they first appeared.
 
-    Two identities are never mixed: the configuration that has the newest record is shown, the others are counted.
+    Two identities are never mixed, nor two machines or effective settings: those of the newest record are shown, the
+    others are counted. `wanted` restricts to some identities without their seeds.
     """
-    train = [r for r in records if r["kind"] == "train"]
+    train = [r for r in records if r["kind"] == "train" and (wanted is None or r["configuration"] in wanted)]
     found = []
     for key in dict.fromkeys((r["study"], r["freeze"], r["variant"]) for r in train):
-        same = [r for r in train if (r["study"], r["freeze"], r["variant"]) == key]
-        newest = same[-1]["configuration"]
-        by_seed = {r["seed"]: r for r in same if r["configuration"] == newest}
+        same = sorted((r for r in train if (r["study"], r["freeze"], r["variant"]) == key), key=lambda r: r["time"])
+        newest = _setting(next((r for r in reversed(same) if r["outcome"] == "ok"), same[-1]))
+        if newest[0] != same[-1]["configuration"]:  # what was asked last has only failed
+            newest = _setting(same[-1])
+        shown = [
+            r for r in same if _setting(r) == newest or (r["outcome"], r["configuration"]) == ("failed", newest[0])
+        ]
+        by_seed = {r["seed"]: r for r in shown}
         rows = [by_seed[seed] for seed in sorted(by_seed)]
-        found.append(Configuration(*key, rows, len({r["configuration"] for r in same}) - 1))
+        hidden = {_setting(r) for r in same if r["outcome"] == "ok"} - {newest}
+        found.append(Configuration(*key, rows, len(hidden)))
     return found
+
+
+def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What runs have to share to be averaged: the identity without the seed, and what was in effect."""
+    effective = (record.get(key) for key in ("precision", "xla", "engine", "device"))
+    return (record["configuration"], *effective, (record.get("machine") or {}).get("cpu"))

@@ -2,9 +2,10 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from frostline.progress import duration
 from frostline.records import Configuration, configurations
 
 MIB = 1 / 2**20
@@ -16,6 +17,7 @@ MEANS = (
     "features_seconds",
     "total_seconds",
     "process_start_seconds",
+    "marginal_seconds",
     "images_per_second",
     "peak_memory_bytes",
     "device_peak_memory_bytes",
@@ -58,9 +60,12 @@ Row = dict[str, Any]
 # -- rows ----------------------------------------------------------------------------------------------
 
 
-def rows(records: list[Row]) -> list[Row]:
-    """All rows of the tables: one per freeze configuration, then one per measured artifact, runtime and batch size."""
-    train = [train_row(configuration, records) for configuration in configurations(records)]
+def rows(records: list[Row], wanted: Collection[str] | None = None) -> list[Row]:
+    """All rows of the tables: one per freeze configuration, then one per measured artifact, runtime and batch size.
+
+    `wanted` restricts the first to some configurations, by their identity without the seed.
+    """
+    train = [train_row(configuration, records) for configuration in configurations(records, wanted)]
     return train + infer_rows(records)
 
 
@@ -78,17 +83,18 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "seeds": [r["seed"] for r in finished],
         "failed_seeds": [r["seed"] for r in configuration.rows if r["outcome"] != "ok"],
         **{key: newest.get(key) for key in ASKED},
-        **{key: finished[-1].get(key) if finished else None for key in SAME},
+        **{key: (finished or [newest])[-1].get(key) for key in SAME},
         "frozen_layers": max((len(s["frozen"]) for s in finished[-1]["stages"]), default=None) if finished else None,
         "other_configurations": configuration.others,
         "exported_seed": configuration.representative["seed"] if configuration.representative else None,
-        "exported_test_top1": configuration.representative["test_top1"] if configuration.representative else None,
         "machine": newest.get("machine"),
     }
     for key in MEANS:
         values = [r[key] for r in finished if r.get(key) is not None]
         row[key] = statistics.fmean(values) if values else None
         row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    waited = [r for r in records if r["kind"] == "study" and r["study"] == configuration.study]
+    row["study_seconds"] = waited[-1]["study_seconds"] if waited else None
     row["step_cells"] = step_cells(records, configuration) or None
     return row
 
@@ -102,14 +108,22 @@ def step_cells(records: list[Row], configuration: Configuration) -> list[Row]:
 
 
 def infer_rows(records: list[Row]) -> list[Row]:
-    """The newest record of every model, runtime, device and batch size, of the model's newest measured version."""
+    """The newest record of every model, runtime, device and batch size, of the training that was measured last.
+
+    `seed` and `trained_test_top1` are those of the run that was published.
+    """
     found = [r for r in records if r["kind"] == "infer"]
-    versions: dict[str, int] = {}
-    for r in found:
-        versions[r["model"]] = max(r["version"], versions.get(r["model"], 0))
+    last = {r["model"]: (r["run"], r["run_time"]) for r in found}
+    trained = {(r["run"], r["time"]): r for r in records if r["kind"] == "train"}
     newest = {tuple(r.get(key) for key in INFER_KEY): r for r in found}
     shown = ("kind", "study", "freeze", "outcome", "reason", *INFER)
-    measured = [{key: r.get(key) for key in shown} for r in newest.values() if r["version"] == versions[r["model"]]]
+    measured = []
+    for r in newest.values():
+        run = (r["run"], r["run_time"])
+        if run == last[r["model"]]:
+            source = trained.get(run, {})
+            own = {"seed": source.get("seed"), "trained_test_top1": source.get("test_top1")}
+            measured.append({key: r.get(key) for key in shown} | own)
     exports = {r["model"]: r for r in records if r["kind"] == "export"}
     refused = [r for r in exports.values() if r["outcome"] == "failed"]
     blank = dict.fromkeys(shown)
@@ -141,7 +155,7 @@ def plan(found: list[Row]) -> str:
                     _short(stage["frozen"]),
                     stage["batch_norm"],
                     _frontier(stage),
-                    _minutes(entry["seconds"] * entry["seeds"]) if last else "",
+                    duration(entry["seconds"] * entry["seeds"]) if last else "",
                     f"{entry['memory_bytes'] * MIB:,.0f}" if last else "",
                 ]
             )
@@ -159,7 +173,7 @@ def plan(found: list[Row]) -> str:
     ]
     seconds = sum(entry["seconds"] * entry["seeds"] for entry in found)
     note = (
-        f"About {_minutes(seconds)} of training in all, from a few measured steps in float32 without XLA; "
+        f"About {duration(seconds)} of training in all, from a few measured steps in float32 without XLA; "
         "evaluation, the start of processes, exports and inference come on top. Nothing was trained.\n"
         "Below the frontier nothing changes while a stage trains: these features are the same in every epoch."
     )
@@ -178,16 +192,14 @@ def _short(names: Sequence[str], shown: int = 3) -> str:
     return f"{', '.join(names[:shown])}, ... {names[-1]} ({len(names)})"
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 # -- text ----------------------------------------------------------------------------------------------
 
 
-def render(records: list[Row], form: str) -> str:
-    """All tables of some records in one of FORMATS."""
-    flat = rows(records)
+def render(
+    records: list[Row], form: str, wanted: Collection[str] | None = None, kinds: Collection[str] = ("train", "infer")
+) -> str:
+    """The tables of some records in one of FORMATS; `wanted` and `kinds` restrict them."""
+    flat = [row for row in rows(records, wanted) if row["kind"] in kinds]
     if form == "json":
         return json.dumps(flat, indent=2, ensure_ascii=False)
     if form == "csv":
@@ -197,7 +209,7 @@ def render(records: list[Row], form: str) -> str:
         own = [row for row in flat if row["study"] == study]
         parts += _study_tables([r for r in own if r["kind"] == "train"], form)
         infer = [r for r in own if r["kind"] == "infer"]
-        parts += _infer_tables(study, [r for r in own if r["kind"] == "train"], infer, form)
+        parts += _infer_tables(study, infer, form)
     return "\n\n".join(parts) if parts else "no records"
 
 
@@ -230,7 +242,7 @@ def _speedup(row: Row, everything: Row | None) -> float | None:
     return everything["total_seconds"] / row["total_seconds"]
 
 
-def _infer_tables(study: str, train: list[Row], infer: list[Row], form: str) -> list[str]:
+def _infer_tables(study: str, infer: list[Row], form: str) -> list[str]:
     """What a graph costs on each runtime, one line for all models that share it, then how well each model does."""
     if not infer:
         return []
@@ -270,7 +282,7 @@ def _infer_tables(study: str, train: list[Row], infer: list[Row], form: str) -> 
     return [
         *parts,
         _titled(f"{study}: how well the artifacts do (test top-1)", form, None),
-        _answers(train, infer, form),
+        _answers(infer, form),
     ]
 
 
@@ -292,22 +304,22 @@ def _before(row: Row, size: int) -> list[Row]:
     return [cell for other, cell in row["cells"].items() if other < size]
 
 
-def _answers(train: list[Row], infer: list[Row], form: str) -> str:
+def _answers(infer: list[Row], form: str) -> str:
     """Test accuracy of each published model as it was trained and through each artifact and runtime."""
-    runtimes = list(
-        dict.fromkeys((r["runtime"], r["device"]) for r in infer if r["runtime"] and r["outcome"] != "skipped")
-    )
-    seeds = {f"{r['study']}.{r['freeze']}" + (f".{r['variant']}" if r["variant"] else ""): r for r in train}
+    measured = [row for row in infer if row["runtime"] and row["outcome"] != "skipped"]
+    runtimes = list(dict.fromkeys((row["runtime"], row["device"]) for row in measured))
     table = []
     for model in dict.fromkeys(row["model"] for row in infer):
-        own = [row for row in infer if row["model"] == model]
-        refused = next((r["reason"] for r in own if r["runtime"] is None), None)
+        own = [row for row in infer if row["model"] == model and row["runtime"]]
+        refused = next((r["reason"] for r in infer if r["model"] == model and r["runtime"] is None), None)
+        version = str(own[0]["version"]) if own else "none"
+        if refused:
+            version += f" (not published: {refused})"
         cells = {(r["runtime"], r["device"]): r for r in own}
         shown = [_plain("test_top1", digits=4)(cells[r]) if r in cells else "-" for r in runtimes]
-        source = seeds.get(model) or {}
-        version = str(own[0]["version"]) if own[0]["version"] else f"not published: {refused}"
-        trained = _plain("exported_test_top1", digits=4)(source)
-        table.append([model, version, _plain("exported_seed", digits=0)(source), trained, *shown])
+        source = own[0] if own else {}
+        trained = _plain("trained_test_top1", digits=4)(source)
+        table.append([model, version, _plain("seed", digits=0)(source), trained, *shown])
     headers = ["model", "version", "seed", "as trained", *[f"{name} {device}" for name, device in runtimes]]
     note = "The seed is the one with the median validation top-1 (the lower of two)."
     return _tabulate(table, headers, form) + "\n\n" + _note(note, form)
@@ -319,7 +331,7 @@ def _titled(text: str, form: str, title: str | None) -> str:
 
 
 def _note(text: str, form: str) -> str:
-    return f"% {text}" if form == "latex" else text
+    return "\n".join(f"% {line}" for line in text.splitlines()) if form == "latex" else text
 
 
 def _caption(train: list[Row], everything: Row | None, form: str) -> str:
@@ -344,6 +356,8 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
     if limits or caps:
         lines.append(f"A quick try: {' '.join(limits + caps)}.")
     lines += [f"{_name(r)}: {r['reason']}." for r in train if r["reason"]]
+    if train[0]["study_seconds"]:
+        lines.append(f"The last command that trained took {duration(train[0]['study_seconds'])} in all.")
     if others := sum(row["other_configurations"] for row in train):
         lines.append(f"{others} older configurations under these names are not shown.")
     return "\n".join(_note(line, form) for line in lines)
@@ -430,6 +444,7 @@ COST: list[Column] = [
     ("epoch s", _mean("epoch_seconds")),
     ("total s", _mean("total_seconds", digits=1)),
     ("reported min", _reported("minutes", digits=2)),
+    ("start s", _mean("process_start_seconds", digits=1)),
     ("images/s", _mean("images_per_second", digits=0)),
     ("peak MiB", _mean("peak_memory_bytes", MIB, 0)),
     ("speed-up", _plain("speedup")),

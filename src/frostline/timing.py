@@ -15,7 +15,6 @@ class Summary:
 
     count: int
     mean_seconds: float
-    std_seconds: float | None
     p50_seconds: float
     p90_seconds: float | None
     p95_seconds: float | None
@@ -69,7 +68,6 @@ def summarize(seconds: Sequence[float]) -> Summary:
     return Summary(
         count=n,
         mean_seconds=statistics.fmean(seconds),
-        std_seconds=statistics.stdev(seconds) if n > 1 else None,
         p50_seconds=statistics.median(seconds),
         p90_seconds=supported(0.90),
         p95_seconds=supported(0.95),

@@ -184,12 +184,11 @@ def predict(network: Network, images: Any) -> Any:
 
 def evaluate(network: Network, split: Split) -> tuple[Any, float, float]:
     """Probabilities [N, classes], top-1 accuracy and loss (penalties included, as Keras evaluates) of a split."""
-    import numpy as np
-
-    p = heads.probabilities(predict(network, split.images))
-    picked = np.maximum(p[np.arange(len(p)), split.labels].astype(np.float64), 1e-7)
-    penalties = float(sum(float(x) for x in network.model.losses))
-    return p, float((p.argmax(axis=1) == split.labels).mean()), float(-np.log(picked).mean()) + penalties
+    logits = predict(network, split.images)
+    p = heads.probabilities(logits)
+    losses = heads.cross_entropy(logits, split.labels)
+    penalties = sum(float(x) for x in network.model.losses)
+    return p, float((p.argmax(axis=1) == split.labels).mean()), float(losses.mean()) + penalties
 
 
 def order(count: int, seed: int, stage: int, epoch: int) -> Any:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from frostline.errors import UserError
+
 # The order in which a version appears: it is complete once the last one is there.
 KINDS = ("keras", "saved_model", "onnx")
 
@@ -21,10 +23,16 @@ def next_version(exports: Path, name: str) -> int:
 
 def current(exports: Path, name: str, kind: str = KINDS[-1]) -> dict[str, Any] | None:
     """The manifest of one kind of a model's newest complete version, None where there is none."""
-    complete = set.intersection(*(_numbers(exports / of / name) for of in KINDS))
-    if not complete:
+    folders = [exports / of / name for of in KINDS]
+    complete = set.intersection(*map(_numbers, folders))
+    described = [n for n in complete if all((folder / str(n) / "manifest.json").is_file() for folder in folders)]
+    if not described:
         return None
-    return json.loads((exports / kind / name / str(max(complete)) / "manifest.json").read_text())
+    path = exports / kind / name / str(max(described)) / "manifest.json"
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; move the version's folder away and export again") from error
 
 
 def manifests(exports: Path, kind: str = KINDS[-1]) -> list[dict[str, Any]]:

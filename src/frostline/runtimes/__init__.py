@@ -67,13 +67,13 @@ def unavailable(name: str, device: str) -> str | None:
     if device not in runtime.devices:
         return f"{name} does not run on {device}"
     if importlib.util.find_spec(runtime.library) is None:
-        return f"{runtime.library} is not installed; type: pip install 'frostline[{device}]'"
+        return f"{runtime.library} is not installed; it comes with the {device} extra"
     if device == "cpu":
         return None
     if not cuda_devices():
         return "no CUDA device"
     if not _sees_gpu(runtime.library):
-        return f"{runtime.library} sees no GPU; type: pip install 'frostline[gpu]'"
+        return f"{runtime.library} sees no GPU; install the gpu extra in a fresh environment: make clean setup"
     return None
 
 
