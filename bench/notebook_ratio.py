@@ -4,7 +4,7 @@
 
 Each turn is a fresh interpreter; both sides time the epochs of one `fit` and leave out the first, which compiles. The
 notebook runs in float32 as notebooks do; ours with what `auto`, the default, chooses on this machine, measured first.
-(The study itself is pinned to float32, to be compared with its document.) Prints medians over the turns and their ratio.
+(The study itself is pinned to float32, to be compared with its document.) Prints medians over the turns and ratios.
 """
 
 import argparse
