@@ -20,6 +20,7 @@ y = rng.integers(0, 5, count)
 layers = [
     keras.Input((32, 32, 3)),
     keras.layers.Conv2D(32, 3),
+    keras.layers.Activation("relu"),
     keras.layers.Conv2D(64, 3),
     keras.layers.Activation("relu"),
     keras.layers.MaxPooling2D(2),

@@ -29,7 +29,8 @@ def test_the_network_of_the_split_study_to_the_digit():
 def test_groups_and_the_last_layer():
     net = build()
     assert set(net.groups.values()) == {"last_1", "head"}
-    assert [n for n, g in net.groups.items() if g == "last_1"] == ["conv_1", "conv_2", "relu", "max_pool", "dropout"]
+    backbone = [name for name, group in net.groups.items() if group == "last_1"]
+    assert backbone == ["conv_1", "relu_1", "conv_2", "relu_2", "max_pool", "dropout"]
     assert net.model.output_shape == (None, 5) and net.model.layers[-1].name == "output"
 
 

@@ -24,14 +24,15 @@ class Backbone:
 
 
 def small_cnn(x):
-    """Two 3×3 convolutions of 32 and 64 filters, ReLU, max-pooling and Dropout 0.2."""
+    """Two 3×3 convolutions of 32 and 64 filters, each with ReLU, max-pooling and Dropout 0.2."""
     import keras
 
     from frostline.layers import Dropout
 
     x = keras.layers.Conv2D(32, 3, name="conv_1")(x)
+    x = keras.layers.ReLU(name="relu_1")(x)
     x = keras.layers.Conv2D(64, 3, name="conv_2")(x)
-    x = keras.layers.ReLU(name="relu")(x)
+    x = keras.layers.ReLU(name="relu_2")(x)
     x = keras.layers.MaxPooling2D(2, name="max_pool")(x)
     return Dropout(0.2, name="dropout")(x)
 
