@@ -27,7 +27,7 @@ $(READY): requirements/$(EXTRA).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "frostline needs Python 3.11, 3.12 or 3.13; type: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) --no-compile --requirement requirements/$(EXTRA).txt
+	$(PIP) --requirement requirements/$(EXTRA).txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
