@@ -1,9 +1,10 @@
 """Training a network stage by stage, with a defined clock and the proof of freezing."""
 
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,7 @@ def train(
             validation_data=None if validation is None else (validation.images, validation.labels),
             validation_batch_size=EVALUATION_BATCH,
             callbacks=callbacks,
+            steps_per_epoch=math.ceil(len(train.labels) / stage.batch_size),
             verbose=0,
         )
         restored.append(_restored_epoch(stopper))
@@ -140,7 +142,7 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
     # On random labels a loss may run away; what a step costs does not depend on it.
     log = _Log(clock, [], 1, stage, 1, None, lambda **event: None, must_stay_finite=False)
     batches = _batches(Split(images, labels, []), stage.batch_size, 0, 1)
-    network.model.fit(batches, epochs=1, callbacks=[log.callback()], verbose=0)
+    network.model.fit(batches, epochs=1, steps_per_epoch=count + 1, callbacks=[log.callback()], verbose=0)
     return StepTimes(clock.compiling[0], statistics.median(clock.steps))
 
 
@@ -198,28 +200,17 @@ def order(count: int, seed: int, stage: int, epoch: int) -> Any:
     return np.random.default_rng((seed, stage, epoch)).permutation(count)
 
 
-def _batches(split: Split, batch_size: int, seed: int, stage: int) -> Any:
-    """The split as a Keras dataset, in a new order each epoch, the last partial batch kept."""
-    import keras
+def _batches(split: Split, batch_size: int, seed: int, stage: int) -> Iterator[tuple[Any, Any]]:
+    """Endless batches of the split, in a new order each epoch, the last partial batch kept.
 
-    class Batches(keras.utils.PyDataset):
-        def __init__(self):
-            super().__init__()
-            self.epoch = 0
-            self.order = order(len(split.labels), seed, stage, 0)
-
-        def __len__(self):
-            return math.ceil(len(split.labels) / batch_size)
-
-        def __getitem__(self, i):
-            rows = self.order[i * batch_size : (i + 1) * batch_size]
-            return split.images[rows], split.labels[rows]
-
-        def on_epoch_end(self):
-            self.epoch += 1
-            self.order = order(len(split.labels), seed, stage, self.epoch)
-
-    return Batches()
+    A generator, because Keras gives one its batches as they come; those of a PyDataset it shuffles and prefetches
+    across epochs.
+    """
+    for epoch in itertools.count():
+        shuffled = order(len(split.labels), seed, stage, epoch)
+        for start in range(0, len(shuffled), batch_size):
+            rows = shuffled[start : start + batch_size]
+            yield split.images[rows], split.labels[rows]
 
 
 def _callbacks(stage: Stage, log: "_Log") -> tuple[list[Any], Any]:
