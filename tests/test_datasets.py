@@ -686,15 +686,6 @@ def test_a_cache_that_cannot_be_written_is_explained(tmp_path, monkeypatch):
         datasets.load(folder(write_folder(tmp_path / "pets")))
 
 
-def test_the_cache_follows_the_environment(monkeypatch):
-    assert datasets.cache() == Path(os.environ["FROSTLINE_CACHE"])
-    monkeypatch.delenv("FROSTLINE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert datasets.cache() == Path("/somewhere/frostline")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert datasets.cache() == Path.home() / ".cache" / "frostline"
-
-
 # -- the real ones ---------------------------------------------------------------------------------
 
 

@@ -13,17 +13,18 @@ FLOORS = {
     0: {"errors", "timing", "machine", "progress", "children"},
     1: {"studies"},
     2: {"records", "plan", "layers"},
-    3: {"tables", "choice", "device", "datasets", "backbones", "heads", "freezing"},
-    4: {"models", "frontier", "runtimes"},
-    5: {"training", "exporting", "inference"},
-    6: {"harness", "jobs"},
-    7: {"cli"},
+    3: {"tables", "choice", "device", "datasets", "backbones", "heads", "freezing", "features"},
+    4: {"models", "frontier", "cached", "runtimes"},
+    5: {"prefix", "training", "exporting", "inference"},
+    6: {"costs"},
+    7: {"harness", "jobs"},
+    8: {"cli"},
 }
 # plan needs studies alone; choice needs plan; freezing marks the BatchNormalization of layers.
 SOURCE = Path(frostline.__file__).parent
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "plan", "tables", "choice", "datasets", "backbones", "heads",
-                                       "freezing", "runtimes", "cli"})  # fmt: skip
+                                       "freezing", "features", "runtimes", "cli"})  # fmt: skip
 
 
 def modules():

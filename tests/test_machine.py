@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 from frostline import machine
 
@@ -24,3 +25,17 @@ def test_gpus_are_read_from_what_nvidia_smi_prints(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(machine.shutil, "which", lambda name: str(fake))
     assert machine.gpus() == [{"name": "NVIDIA H100", "driver": "550.1", "memory": "81559 MiB"}]
+
+
+def test_available_memory_is_a_part_of_all_memory():
+    assert 0 < machine.available_memory_bytes() < machine.memory_bytes()
+
+
+def test_the_cache_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("FROSTLINE_CACHE", "/own")
+    assert machine.cache() == Path("/own")
+    monkeypatch.delenv("FROSTLINE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert machine.cache() == Path("/somewhere/frostline")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert machine.cache() == Path.home() / ".cache" / "frostline"

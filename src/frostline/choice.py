@@ -1,16 +1,33 @@
-"""What `auto` means for precision and XLA: the fastest candidate that was measured for this study on this machine."""
+"""What `auto` means for precision, XLA and engine: what was measured to be fastest for this study on this machine."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from frostline import machine
 from frostline.errors import UserError
-from frostline.plan import Run, plain
+from frostline.plan import PRETRAIN, Run, plain
 
 GIVE_UP_FACTOR = 10.0
 Candidate = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Precision, XLA ("on" or "off") and, for each stage, the estimate that names its engine; none: as asked."""
+
+    precision: str
+    xla: str
+    stages: tuple[dict[str, Any], ...]
+
+    def engines(self, run: Run) -> list[dict[str, Any]]:
+        """What the training is told of each stage of a run."""
+        if self.stages:
+            return [{"name": stage["engine"], "most_bytes": stage["most_bytes"]} for stage in self.stages]
+        name = "cached" if run.engine == "cached" and run.freeze.name != PRETRAIN else "plain"
+        return [{"name": name, "most_bytes": None} for _ in run.freeze.stages]
 
 
 def key(runs: Sequence[Run]) -> str:
@@ -22,66 +39,80 @@ def key(runs: Sequence[Run]) -> str:
 
 
 def timing_key(run: Run) -> str:
-    """Equal for runs whose training steps do the same work: stages and head, whatever their names and weights."""
+    """Equal for runs whose training does the same work: stages, engine and head, whatever their names and weights."""
     stages = [
-        {k: v for k, v in plain(stage).items() if k in ("train", "optimizer", "batch_size", "batch_norm")}
+        {k: v for k, v in plain(stage).items() if k in ("train", "optimizer", "batch_size", "batch_norm", "frontier")}
+        | {"epochs": stage.epochs}
         for stage in run.freeze.stages
     ]
     head = run.freeze.head if run.freeze.head is None or isinstance(run.freeze.head, str) else plain(run.freeze.head)
-    return json.dumps([stages, head, len(run.data.classes or ())], sort_keys=True)
+    return json.dumps([stages, head, len(run.data.classes or ()), run.engine, run.limit], sort_keys=True)
 
 
-def pick(cells: Sequence[dict[str, Any]], precision: str, xla: str, device: str) -> tuple[str, str]:
-    """(precision, "on" or "off") in effect for what was asked, from measured cells.
+def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:
+    """What is in effect for a run, from measured cells.
 
-    On a CPU the candidate with the smallest sum of step times over all configurations; one with a cell that was
-    given up or failed is not eligible. On a GPU mixed precision with XLA. Raises UserError when nothing is left.
+    The precision is one for all that leave it open, so that rows compare: the one with the smallest sum of predicted
+    seconds over the configurations; on a GPU the mixed one. XLA changes no result and is taken where it is faster, on
+    a GPU always. Raises UserError when nothing is left.
     """
-    if precision != "auto" and xla != "auto":
-        return precision, xla
-    candidates: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in cells:
-        candidates.setdefault((cell["precision"], cell["xla"]), []).append(cell)
-    matching = {
-        candidate: own
-        for candidate, own in candidates.items()
-        if precision in ("auto", candidate[0]) and xla in ("auto", candidate[1])
-    }
-    if device == "gpu":
-        wanted = [c for c in matching if c[0] != "float32" or precision == "float32"]
-        if wanted:
-            return max(wanted, key=lambda c: c[1] == "on")
-    complete = {c: own for c, own in matching.items() if all(cell["outcome"] == "ok" for cell in own)}
-    if not complete:
+    precision = _precision(cells, run, device)
+    own = [c for c in cells if c["freeze"] == run.freeze.name and c["precision"] == precision and c["outcome"] == "ok"]
+    matching = [c for c in own if run.xla in ("auto", c["xla"])]
+    if not cells or run.freeze.name == PRETRAIN:
+        return Setting(precision, _pretrain_xla(cells, run, precision, device), ())
+    if not matching:
         raise UserError(
-            f"precision = {precision!r} with xla = {xla!r}: no candidate could be measured to its end; "
-            "name both, such as --precision float32 --xla off"
+            f"{run.freeze.name}: precision = {run.precision!r} with xla = {run.xla!r} could not be measured to its "
+            "end; name both, such as --precision float32 --xla off"
         )
-    return min(complete, key=lambda c: sum(cell["step_seconds"] for cell in complete[c]))
+    on = [c for c in matching if c["xla"] == "on"]
+    best = on[0] if device == "gpu" and on else min(matching, key=seconds)
+    return Setting(precision, best["xla"], tuple(best["stages"]))
+
+
+def _precision(cells: Sequence[dict[str, Any]], run: Run, device: str) -> str:
+    if run.precision != "auto":
+        return run.precision
+    names = {c["freeze"] for c in cells}
+    open_to_all = [p for p in dict.fromkeys(c["precision"] for c in cells)]
+    totals = {}
+    for precision in open_to_all:
+        ok = [c for c in cells if c["precision"] == precision and c["outcome"] == "ok"]
+        if {c["freeze"] for c in ok} == names:
+            totals[precision] = sum(min(seconds(c) for c in ok if c["freeze"] == name) for name in names)
+    if not totals:
+        raise UserError("no precision could be measured to its end; name one, such as --precision float32 --xla off")
+    mixed = [p for p in totals if p != "float32"]
+    return mixed[0] if device == "gpu" and mixed else min(totals, key=lambda p: totals[p])
+
+
+def _pretrain_xla(cells: Sequence[dict[str, Any]], run: Run, precision: str, device: str) -> str:
+    """The pre-training is not timed: as on the costliest row that the plain engine trains, else off."""
+    if run.xla != "auto":
+        return run.xla
+    if device == "gpu":
+        return "on"
+    ok = [c for c in cells if c["outcome"] == "ok" and c["precision"] == precision]
+    plain_ones = [c for c in ok if all(stage["engine"] == "plain" for stage in c["stages"])]
+    if not plain_ones:
+        return "off"
+    name = max(plain_ones, key=seconds)["freeze"]
+    return min((c for c in plain_ones if c["freeze"] == name), key=seconds)["xla"]
+
+
+def seconds(cell: dict[str, Any]) -> float:
+    """What a run is predicted to take."""
+    return sum(stage["seconds"] for stage in cell["stages"])
 
 
 def candidates(runs: Sequence[Run], mixed: str) -> list[Candidate]:
-    """(precision, "off" or "on") to be timed: float32, the device's mixed precision, and what else is asked for."""
-    asked = [run.precision for run in runs if run.precision != "auto" and run.xla == "auto"]
-    return [(precision, xla) for xla in ("off", "on") for precision in dict.fromkeys(["float32", mixed, *asked])]
+    """(precision, "off" or "on") to be timed: what is asked for, and float32, mixed precision and both where open."""
+    precisions = {p for run in runs for p in (["float32", mixed] if run.precision == "auto" else [run.precision])}
+    settings = {x for run in runs for x in (["off", "on"] if run.xla == "auto" else [run.xla])}
+    return [(p, x) for x in sorted(settings) for p in sorted(precisions)]
 
 
 def needed(runs: Sequence[Run]) -> bool:
-    """Whether any run leaves its precision or XLA to a measurement."""
-    return any("auto" in (run.precision, run.xla) for run in runs)
-
-
-Measure = Callable[[Candidate, dict[str, float]], list[dict[str, Any]]]
-
-
-def measure(candidates: Sequence[Candidate], one: Measure) -> list[dict[str, Any]]:
-    """Cells of all candidates, in turn. `one` measures a candidate, given the seconds each cell may take at most."""
-    best: dict[str, float] = {}
-    cells: list[dict[str, Any]] = []
-    for candidate in candidates:
-        limits = {name: GIVE_UP_FACTOR * seconds for name, seconds in best.items()}
-        for cell in one(candidate, limits):
-            cells.append(cell)
-            if cell["outcome"] == "ok":
-                best[cell["timing"]] = min(cell["elapsed_seconds"], best.get(cell["timing"], float("inf")))
-    return cells
+    """Whether any run leaves its precision, XLA or engine to a measurement."""
+    return any("auto" in (run.precision, run.xla, run.engine) for run in runs)

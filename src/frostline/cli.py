@@ -1,16 +1,21 @@
 """The `frostline` command: flags in, one call, an exit status out."""
 
 import argparse
+import datetime
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from frostline import __version__
 from frostline.children import Died
 from frostline.errors import UserError
 from frostline.tables import FORMATS
+
+if TYPE_CHECKING:
+    from frostline.features import Entry
 
 LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
@@ -55,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", metavar="FILE|none|imagenet", help="in place of the study's source of weights")
     sub.add_argument("--precision", type=_words, default=(), metavar="P[,P]", help="auto, float32, mixed_bfloat16, ...")
     sub.add_argument("--xla", type=_words, default=(), metavar="auto|on|off[,...]", help="compile with XLA")
+    sub.add_argument("--engine", type=_words, default=(), metavar="auto|cached|plain", help="features once, or not")
+    sub.add_argument("--features-memory", type=_bytes, metavar="SIZE", help="such as 4GiB; default: a third of free")
     sub.add_argument("--fresh", action="store_true", help="do finished runs again")
     sub.add_argument("--dry-run", action="store_true", help="show rows, parameters, time and memory; train nothing")
     sub.add_argument("--no-export", action="store_true", help="publish no models")
@@ -79,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", action="append", default=[], type=_positive, metavar="N", help="repeatable")
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
+
+    sub = commands.add_parser("features", help="the stored features of frozen networks")
+    verbs = sub.add_subparsers(required=True, metavar="list|clear")
+    sub = verbs.add_parser("list", help="what is stored, last used first")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=features_list)
+    sub = verbs.add_parser("clear", help="remove features that no command is using")
+    sub.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key, 6 or more; all without one")
+    sub.set_defaults(command=features_clear)
     return top
 
 
@@ -137,8 +153,9 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         precision=args.precision,
         xla=args.xla,
+        engine=args.engine,
     )
-    places = harness.Places(args.results, args.exports, args.data_dir)
+    places = harness.Places(args.results, args.exports, args.data_dir, args.features_memory)
     if args.dry_run:
         print(tables.plan(harness.dry_run(args.study, options, places)))
         return 0
@@ -203,6 +220,50 @@ def infer(args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
+def features_list(args: argparse.Namespace) -> int:
+    """Print the stored features, the room they take and the room they may take."""
+    from frostline import features
+
+    stored = features.entries()
+    if args.format == "json":
+        print(json.dumps([_facts(entry) for entry in stored], indent=2))
+        return 0
+    from tabulate import tabulate
+
+    if stored:
+        headers = ("key", "study", "backbone", "frontier", "images", "MiB", "pass s", "last used")
+        print(tabulate(map(_row, stored), headers, tablefmt="simple", disable_numparse=True), end="\n\n")
+    total = features.size(sum(entry.nbytes for entry in stored))
+    print(f"{len(stored)} stored, {total} of at most {features.size(features.limit())}, in {features.folder()}")
+    return 0
+
+
+def _facts(entry: "Entry") -> dict[str, Any]:
+    known = {name: entry.about.get(name) for name in ("study", "backbone", "boundary", "images", "seconds")}
+    used = datetime.datetime.fromtimestamp(entry.used).astimezone().isoformat(timespec="seconds")
+    return {"key": entry.key, **known, "bytes": entry.nbytes, "used": used}
+
+
+def _row(entry: "Entry") -> list[str | None]:
+    facts = _facts(entry)
+    boundary = facts["boundary"]
+    cut = ", ".join(boundary) if isinstance(boundary, list) else boundary
+    seconds = None if facts["seconds"] is None else f"{facts['seconds']:.1f}"
+    mib = f"{entry.nbytes / 2**20:.1f}"
+    used = facts["used"][:16].replace("T", " ")
+    return [entry.key[:12], facts["study"], facts["backbone"], cut, facts["images"], mib, seconds, used]
+
+
+def features_clear(args: argparse.Namespace) -> int:
+    """Remove stored features, and say what was left."""
+    from frostline import features
+
+    done = features.clear(features.matching(args.keys) if args.keys else None)
+    left = f"; {done.left} in use, left as they are" if done.left else ""
+    print(f"{done.count} removed, {features.size(done.nbytes)} freed{left}")
+    return 0
+
+
 def _terminal_format() -> str:
     return "plain" if sys.stdout.isatty() else "github"
 
@@ -214,6 +275,15 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    number, unit = text.rstrip("KMGTiB"), text.lstrip("0123456789.")
+    units = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+    try:
+        return int(float(number) * units[unit])
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 500MiB or 4GiB") from None
 
 
 def _seeds(text: str) -> tuple[int, ...]:

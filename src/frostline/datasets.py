@@ -21,6 +21,7 @@ from multiprocessing.pool import ThreadPool  # its exit drops the waiting work, 
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from frostline import machine
 from frostline.errors import UserError, lookup, nearest
 from frostline.studies import Data
 
@@ -123,13 +124,6 @@ def decode(image_bytes: Any, size: int) -> Any:
     import tensorflow as tf
 
     return _resize(tf.io.decode_image(image_bytes, channels=3, expand_animations=False), size)
-
-
-def cache() -> Path:
-    """Where downloads and decoded images are kept: FROSTLINE_CACHE, else XDG_CACHE_HOME/frostline."""
-    if own := os.environ.get("FROSTLINE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "frostline"
 
 
 # -- choosing images -------------------------------------------------------------------------------
@@ -263,7 +257,7 @@ def _explained(data: Data) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = f"the cache is {cache()}; FROSTLINE_CACHE names another"
+        advice = f"the cache is {machine.cache()}; FROSTLINE_CACHE names another"
         raise UserError(f"{data.dataset}: {error}; {advice}") from error
 
 
@@ -368,7 +362,7 @@ CALLABLE = {
 def _release_files(release: Release, data: Data, places: list[Path], report: Report | None) -> Files:
     """The pickles from the first place that has their folder or their archive, else from the publisher."""
     keras = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "datasets"
-    own = cache() / "datasets"
+    own = machine.cache() / "datasets"
     for place in (*places, keras, own):
         if folder := _release_folder(release, place):
             return _listed(release, folder)
@@ -401,7 +395,7 @@ def _pickles(release: Release) -> tuple[str, ...]:
 
 def _unpacked(release: Release, archive: Path) -> Path:
     """The archive's folder, unpacked once per content into the cache."""
-    home = cache() / "datasets" / _sha256(archive).hex()[:16]
+    home = machine.cache() / "datasets" / _sha256(archive).hex()[:16]
     if not home.is_dir():
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
@@ -583,7 +577,7 @@ def _folder(files: Files, size: int) -> Source:
 
 def _decoded(files: Files, size: int) -> np.ndarray:
     """All files decoded, uint8 [N, size, size, 3], memory-mapped from the cache, which is filled first."""
-    path = cache() / "images" / f"{_digest(files)[:32]}-{size}-{DECODER}.npy"
+    path = machine.cache() / "images" / f"{_digest(files)[:32]}-{size}-{DECODER}.npy"
     shape = (len(files), size, size, 3)
     images = _mapped(path, shape)
     if images is None:

@@ -121,6 +121,11 @@ def runs_in_inference_mode(layer: Any) -> bool:
     return getattr(layer, "inference_only", False) or not layer.trainable
 
 
+def moving(model: Any) -> set[str]:
+    """Names of the BatchNormalization layers whose statistics move while training."""
+    return {x.name for x in _batch_norms(model) if not runs_in_inference_mode(x)}
+
+
 def _batch_norm_mode(model: Any, stage: Stage) -> str:
     """`none`, `inference`, `training`, or `mixed` over the BatchNormalization layers of the model."""
     modes = {"inference" if runs_in_inference_mode(x) else "training" for x in _batch_norms(model)}

@@ -33,14 +33,24 @@ class Cut:
     feature_dtypes: tuple[str, ...]
     mode: str
 
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the features of one image."""
+        import tensorflow as tf
+
+        sizes = [tf.as_dtype(dtype).size for dtype in self.feature_dtypes]
+        return sum(math.prod(shape) * size for shape, size in zip(self.feature_shapes, sizes, strict=True))
+
 
 def find(model: Any, *, mode: str = "exact") -> tuple[str, ...]:
     """Names of the layers below the frontier of a masked network, in its order; raises UserError as `split` does."""
     return _names(_below(model, _record(model), _checked(mode)))
 
 
-def split(model: Any, *, mode: str = "exact") -> Cut:
+def split(model: Any, *, mode: str = "exact", most_bytes: int | None = None) -> Cut:
     """Cut a network, after `freezing.apply`, at the highest frontier that its freeze mask allows.
+
+    With `most_bytes`, at the highest one below it where the features of an image take no more than that.
 
     A call of a layer lies below when all that it reads does, when none of its weights trains or is moved by training,
     and when it adds nothing to the loss. In the mode `exact` it also computes the same with training on and off and
@@ -54,7 +64,7 @@ def split(model: Any, *, mode: str = "exact") -> Cut:
     import keras
 
     graph = _record(model)
-    below = _below(model, graph, _checked(mode))
+    below = _below(model, graph, _checked(mode), most_bytes)
     if not below:
         return Cut(None, model, (), (), (), (), mode)
     features = _crossing(graph, below)
@@ -175,7 +185,7 @@ def _checked(mode: str) -> str:
     return mode
 
 
-def _below(model: Any, graph: _Graph, mode: str) -> list[_Call]:
+def _below(model: Any, graph: _Graph, mode: str, most_bytes: int | None = None) -> list[_Call]:
     """The calls below the frontier; none where no kernel is among them, as scaled images are not worth storing."""
     trained = _ids(model.trainable_weights)
     below: list[_Call] = []
@@ -186,6 +196,8 @@ def _below(model: Any, graph: _Graph, mode: str) -> list[_Call]:
             below.append(call)
             known |= _ids(call.outputs)
     below = _trim(graph, below)
+    while most_bytes is not None and below and _bytes(_crossing(graph, below)) > most_bytes:
+        below = _trim(graph, below[:-1])  # the calls are in order, so what is left reads nothing that went
     return below if any(len(weight.shape) > 1 for call in below for weight in _weights(call)) else []
 
 

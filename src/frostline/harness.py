@@ -22,11 +22,12 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are read and written."""
+    """Where things are read and written, and bytes of memory that features may take (None: a third of what is free)."""
 
     results: Path
     exports: Path
     data_dir: Path | None = None
+    features_memory: int | None = None
 
 
 def run_study(
@@ -54,7 +55,7 @@ def run_study(
             everything = plan_runs(study, dataclasses.replace(options, only=()), places)
             checked = preflight(everything, places)
             cells = measure_steps(everything, checked, places, fresh=fresh) if choice.needed(pending) else []
-            settings = [choice.pick(cells, run.precision, run.xla, checked["device"]) for run in pending]
+            settings = [choice.pick(cells, run, checked["device"]) for run in pending]
             train_all(pending, settings, places)
         good = all_ok(planned, places.results)
         if export:
@@ -157,14 +158,15 @@ def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: 
     distinct = {choice.timing_key(run): run for run in reversed(list(named.values()))}
     candidates = choice.candidates(planned, checked["mixed"])
     shapes = {c["freeze"]: c for c in checked["configurations"]}
+    timed: list[Event] = []
     with Progress(len(candidates) * len(distinct), "cells") as progress:
-        cells = choice.measure(
-            candidates, lambda candidate, limits: Timing(distinct, shapes, candidate, limits, places, progress).run()
-        )
+        while len(timed) < len(candidates) * len(distinct):
+            left = candidates[len(timed) // len(distinct) :]
+            timed += Timing(distinct, shapes, left, timed, places, progress).run()
     cells = [
         {**cell, "freeze": name}
         for name, run in named.items()
-        for cell in cells
+        for cell in timed
         if cell["timing"] == choice.timing_key(run)
     ]
     record = {"kind": "choice", "study": planned[0].study, "key": key, "device": checked["device"], "cells": cells}
@@ -173,60 +175,74 @@ def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: 
 
 
 class Timing:
-    """One candidate timed in one child, which is ended when a cell passes its limit; the rest is then not tried."""
+    """Candidates timed in one child. It is ended when a cell passes its limit; the candidate's other cells are then
+    not tried, and the candidates after it are left to another child."""
 
     def __init__(
         self,
         distinct: dict[str, Run],
         shapes: dict[str, Event],
-        candidate: tuple[str, str],
-        limits: dict[str, float],
+        candidates: list[choice.Candidate],
+        earlier: list[Event],
         places: Places,
         progress: Progress,
     ) -> None:
-        self.distinct, self.shapes, self.candidate, self.limits = distinct, shapes, candidate, limits
+        self.distinct, self.shapes, self.candidates = distinct, shapes, candidates
         self.places, self.progress = places, progress
         self.cells: list[Event] = []
+        self.best: dict[str, float] = {}
+        for cell in earlier:
+            self.learn(cell)
         self.cell_started: float | None = None
 
     def run(self) -> list[Event]:
-        precision, xla = self.candidate
         runs = [plan.plain(run) for run in self.distinct.values()]
-        job = {"action": "steps", "precision": precision, "xla": xla, "runs": runs, "shapes": self.shapes}
+        job = {"action": "steps", "candidates": self.candidates, "runs": runs, "shapes": self.shapes}
         try:
             spawn(job, self.places, "logs/steps.txt", self.on_event, self.deadline)
+            return self.cells
         except children.GivenUp:
             self.add("given up", f"over {self.limit():.0f} s, {choice.GIVE_UP_FACTOR:g} times the best")
         except children.Died as error:
             self.add("failed", str(error))
-        while self.current():
+        while len(self.cells) % len(self.distinct):
             self.add("not tried", "an earlier cell of this candidate did not end")
         return self.cells
 
-    def current(self) -> str | None:
-        """The cell being timed; None when all are."""
-        return list(self.distinct)[len(self.cells)] if len(self.cells) < len(self.distinct) else None
+    def current(self) -> tuple[choice.Candidate, str] | None:
+        """The candidate and the configuration being timed; None when all are."""
+        number, cell = divmod(len(self.cells), len(self.distinct))
+        return (self.candidates[number], list(self.distinct)[cell]) if number < len(self.candidates) else None
 
     def limit(self) -> float | None:
-        return self.limits.get(self.current() or "")
+        current = self.current()
+        best = self.best.get(current[1]) if current else None
+        return None if best is None else choice.GIVE_UP_FACTOR * best
 
-    def add(self, outcome: str, reason: str | None, **seconds: float) -> None:
-        blank = {"step_seconds": None, "first_step_seconds": None, "elapsed_seconds": None}
-        precision, xla = self.candidate
-        cell = {"precision": precision, "xla": xla, "timing": self.current(), "outcome": outcome, "reason": reason}
-        self.cells.append({**cell, **blank, **seconds})
+    def learn(self, cell: Event) -> None:
+        if cell["outcome"] == "ok":
+            known = self.best.get(cell["timing"], cell["elapsed_seconds"])
+            self.best[cell["timing"]] = min(known, cell["elapsed_seconds"])
+
+    def add(self, outcome: str, reason: str | None, stages: list[Event] | None = None, **facts: Any) -> None:
+        current = self.current()
+        assert current
+        (precision, xla), timing = current
+        cell = {"precision": precision, "xla": xla, "timing": timing, "outcome": outcome, "reason": reason}
+        blank = {"stages": stages, "engine": None, "step_seconds": None, "elapsed_seconds": None}
+        self.cells.append({**cell, **blank, **facts})
+        self.learn(self.cells[-1])
 
     def on_event(self, event: Event) -> None:
         instant = time.monotonic()
         if event["event"] == "cell" and self.cell_started is not None:
-            elapsed = instant - self.cell_started
-            step, first = event["step_seconds"], event["first_step_seconds"]
-            self.add("ok", None, step_seconds=step, first_step_seconds=first, elapsed_seconds=elapsed)
+            facts = {key: event[key] for key in ("engine", "step_seconds")}
+            self.add("ok", None, event["stages"], elapsed_seconds=instant - self.cell_started, **facts)
         self.cell_started = instant
         timed = event["event"] == "cell"
-        if name := self.current():
-            precision, xla = self.candidate
-            self.progress.show(f"timing {self.distinct[name].freeze.name}, {precision}, XLA {xla}", advance=timed)
+        if current := self.current():
+            (precision, xla), timing = current
+            self.progress.show(f"timing {self.distinct[timing].freeze.name}, {precision}, XLA {xla}", advance=timed)
 
     def deadline(self) -> float | None:
         limit = self.limit()
@@ -236,51 +252,117 @@ class Timing:
 # -- training ------------------------------------------------------------------------------------------
 
 
-def train_all(pending: list[Run], settings: list[choice.Candidate], places: Places) -> None:
-    """Train the runs one after the other, each in a fresh child; one whose child dies twice is recorded as failed."""
-    epochs = [sum(stage.epochs for stage in run.freeze.stages) for run in pending]
-    with Progress(sum(epochs)) as progress:
-        done = 0
-        for number, (run, setting) in enumerate(zip(pending, settings, strict=True)):
-            variant = f" ({run.variant})" if run.variant else ""
-            label = f"[{number + 1}/{len(pending)}] {run.freeze.name}{variant} seed {run.seed}"
-            _train(run, setting, places, progress, label)
-            done += epochs[number]
-            progress.show(label, advance=done - progress.done)
+@dataclass(frozen=True)
+class Member:
+    """A run, what is in effect for it, and how it is called while a person waits."""
+
+    run: Run
+    setting: choice.Setting
+    label: str
+
+    @property
+    def epochs(self) -> int:
+        return sum(stage.epochs for stage in self.run.freeze.stages)
 
 
-def _train(run: Run, setting: choice.Candidate, places: Places, progress: Progress, label: str) -> None:
-    precision, xla = setting
+def groups(members: Iterable[Member]) -> list[list[Member]]:
+    """Runs that share a child: those on features of the same weights, wherever they stand; a plain run is alone."""
+    found: dict[Any, list[Member]] = {}
+    for member in members:
+        run, setting = member.run, member.setting
+        cached = any(engine["name"] == "cached" for engine in setting.engines(run))
+        key = (run.freeze.weights, run.pretrain_run, setting.precision) if cached else run.id
+        found.setdefault(key, []).append(member)
+    return list(found.values())
 
-    def fail(reason: str) -> None:
-        record = {**plan.heading(run), "precision": precision, "xla": xla == "on", "engine": "plain"}
-        told = {"outcome": "failed", "reason": reason, "time": records.now(), "machine": machine.facts()}
-        records.append(places.results, record | told)
-        progress.say(f"{label}: failed: {reason}")
+
+def train_all(pending: list[Run], settings: list[choice.Setting], places: Places) -> None:
+    """Train the runs group by group, each group in a fresh child.
+
+    When a child dies, what it left undone is tried once more, each run alone; then it is recorded as failed.
+    """
+    members = [
+        Member(run, setting, f"[{number}/{len(pending)}] {_called(run)}")
+        for number, (run, setting) in enumerate(zip(pending, settings, strict=True), 1)
+    ]
+    with Progress(sum(member.epochs for member in members)) as progress:
+        for group in groups(members):
+            ready = [member for member in group if _may_start(member, places, progress)]
+            undone, reason = _train(ready, places, progress)
+            for member in undone:
+                progress.say(f"{member.label}: {reason}; trying once more, alone")
+                twice, reason = _train([member], places, progress)
+                if twice:
+                    _fail(member, reason, places, progress)
+
+
+def _called(run: Run) -> str:
+    return f"{run.freeze.name}{f' ({run.variant})' if run.variant else ''} seed {run.seed}"
+
+
+def _may_start(member: Member, places: Places, progress: Progress) -> bool:
+    """Whether the weights a run starts from are there; a run whose pre-training failed has failed too."""
+    source = member.run.pretrain_run
+    if not source or source in _finished_runs(places.results):
+        return True
+    _fail(member, f"its pre-training {source} did not finish", places, progress)
+    return False
+
+
+def _fail(member: Member, reason: str, places: Places, progress: Progress) -> None:
+    run, setting = member.run, member.setting
+    engines = {engine["name"] for engine in setting.engines(run)}
+    engine = engines.pop() if len(engines) == 1 else "mixed"
+    record = {**plan.heading(run), "precision": setting.precision, "xla": setting.xla == "on", "engine": engine}
+    told = {"outcome": "failed", "reason": reason, "time": records.now(), "machine": machine.facts()}
+    records.append(places.results, record | told)
+    progress.say(f"{member.label}: failed: {reason}")
+
+
+def _train(group: list[Member], places: Places, progress: Progress) -> tuple[list[Member], str]:
+    """Train runs in one child; returns those without a record when it died, and why it did."""
+    if not group:
+        return [], ""
+    labels = {member.run.id: member for member in group}
+    current = group[0]
 
     def on_event(event: Event) -> None:
-        if event["event"] == "epoch":
-            progress.show(f"{label}: {event['text']}", advance=1)
+        nonlocal current
+        if event["event"] == "run":
+            current = labels[event["run"]]
+            progress.begin(current.epochs)
+            progress.show(current.label)
+        elif event["event"] == "features":
+            progress.show(f"{current.label}: features of {event['done']:,} of {event['total']:,} images")
+        elif event["event"] == "epoch":
+            progress.show(f"{current.label}: {event['text']}", advance=1)
         elif event["event"] == "done":
-            progress.say(f"{label}: {event['text']}")
+            progress.finish()
+            progress.say(f"{current.label}: {event['text']}")
 
-    if run.pretrain_run and run.pretrain_run not in _finished_runs(places.results):
-        fail(f"its pre-training {run.pretrain_run} did not finish")
-        return
-    job = {"action": "train", "runs": [plan.plain(run)], "precision": precision, "xla": xla}
-    progress.show(label)
-    for last in (False, True):
-        before = len(records.read(places.results))
-        try:
-            spawn(job, places, f"runs/{run.id}/log.txt", on_event)
-            return
-        except children.Died as error:
-            if any(r.get("run") == run.id for r in records.read(places.results)[before:]):
-                return  # its record was written; only the interpreter's end went wrong
-            if last:
-                fail(str(error))
-            else:
-                progress.say(f"{label}: {error}; trying once more")
+    job = {
+        "action": "train",
+        "runs": [plan.plain(member.run) for member in group],
+        "settings": [
+            {
+                "xla": member.setting.xla,
+                "engines": member.setting.engines(member.run),
+                "estimate": list(member.setting.stages) or None,
+            }
+            for member in group
+        ],
+        "precision": group[0].setting.precision,
+        "features_memory": places.features_memory,
+    }
+    log = f"runs/{group[0].run.id}/log.txt" if len(group) == 1 else "logs/group.txt"
+    progress.show(current.label)
+    before = len(records.read(places.results))
+    try:
+        spawn(job, places, log, on_event)
+        return [], ""
+    except children.Died as error:
+        recorded = {r.get("run") for r in records.read(places.results)[before:]}
+        return [member for member in group if member.run.id not in recorded], str(error)
 
 
 def _finished_runs(results: Path) -> set[str]:

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,18 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # before anything imports Keras; a p
 from frostline import (
     backbones,
     children,
+    costs,
     datasets,
     device,
     exporting,
+    features,
     freezing,
     frontier,
     inference,
     machine,
     models,
     plan,
+    prefix,
     records,
     runtimes,
     training,
@@ -63,28 +68,111 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
     """Train the runs of one group; each ends as one record, whatever happens to it."""
     results = Path(job["results"])
     device.configure(job["precision"])
-    for run in _runs(job):
+    marked = job["spawned"]
+    with contextlib.ExitStack() as opened:
+        shelf = Shelf(opened, features.memory_budget(job["features_memory"]))
+        _compute_ahead(job, shelf, emit)
+        for run, setting in zip(_runs(job), job["settings"], strict=True):
+            emit("run", run=run.id)
+            try:
+                with _output_to(records.run_folder(results, run.id) / "log.txt"):
+                    record = train(run, setting, job, shelf, emit)
+            except UserError:
+                raise
+            except Exception as error:
+                record = {**plan.heading(run), **_asked(job, setting), "outcome": "failed", "reason": _reason(error)}
+            now = time.time()
+            record |= {"process_start_seconds": job["process_start_seconds"], "marginal_seconds": now - marked}
+            record |= {"time": records.now(), "machine": machine.facts()}
+            records.append(results, record)
+            emit("done", run=run.id, text=_summary(record))
+            marked = now
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Send what the process prints, and the traceback of what goes wrong, to a file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved = [os.dup(1), os.dup(2)]
+    with path.open("a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
         try:
-            record = train(run, job, emit)
+            yield
         except UserError:
             raise
-        except Exception as error:
+        except Exception:
             traceback.print_exc()
-            effective = {
-                "precision": job["precision"],
-                "xla": job["xla"] == "on",
-                "engine": "plain",
-                "device": device.kind(),
-            }
-            record = {**plan.heading(run), **effective, "outcome": "failed", "reason": _reason(error)}
-        record["process_start_seconds"] = job["process_start_seconds"]
-        record["marginal_seconds"] = time.time() - job["spawned"]
-        record |= {"time": records.now(), "machine": machine.facts()}
-        records.append(results, record)
-        emit("done", text=_summary(record))
+            raise
+        finally:
+            sys.stderr.flush()
+            for stream, handle in zip((1, 2), saved, strict=True):
+                os.dup2(handle, stream)
+                os.close(handle)
 
 
-def train(run: Run, job: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def _asked(job: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+    """What is in effect for a run that failed before it could say."""
+    engines = [engine["name"] for engine in setting["engines"]]
+    return {
+        "precision": job["precision"],
+        "xla": setting["xla"] == "on",
+        "engine": _engine(engines),
+        "device": device.kind(),
+    }
+
+
+def _engine(engines: Sequence[str]) -> str:
+    return engines[0] if len(set(engines)) == 1 else "mixed"
+
+
+class Shelf:
+    """The features a process has open: those of the run in hand, and others while they fit the memory."""
+
+    def __init__(self, opened: contextlib.ExitStack, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.books: dict[str, features.Features] = {}
+        self.load_seconds: dict[str, float] = {}
+        self.new: set[str] = set()  # computed by this process, and used by no run yet
+        opened.callback(self.clear)
+
+    def clear(self) -> None:
+        for book in self.books.values():
+            book.close()
+        self.books.clear()
+
+    def take(self, key: str, make: Callable[[], set[str]]) -> features.Features:
+        """Open features, made first where they are not there or damaged."""
+        if key not in self.books:
+            self.new |= make()
+            try:
+                self._open(key)
+            except features.Damaged:
+                self.new |= make()
+                self._open(key)
+        return self.books[key]
+
+    def _open(self, key: str) -> None:
+        before = time.perf_counter()
+        book = features.load(key, memory_bytes=self.memory_bytes)
+        self.load_seconds[key] = time.perf_counter() - before
+        if sum(b.nbytes for b in self.books.values() if b.in_memory) + book.nbytes > self.memory_bytes:
+            self.clear()
+        self.books[key] = book
+
+
+@dataclass
+class Used:
+    """What one run took from the shelf: features by key, seconds it waited for them, the worst difference found."""
+
+    books: dict[str, features.Features] = field(default_factory=dict)
+    waited_seconds: float = 0.0
+    difference: float | None = None
+    reused: bool = True
+    load_seconds: float = 0.0
+
+
+def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, emit: Emit) -> dict[str, Any]:
     """Train one run and return its record; what it leaves in the run folder is written before."""
     results = Path(job["results"])
     dataset = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
@@ -95,56 +183,159 @@ def train(run: Run, job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     device.seed_everything(run.seed)
     network = build(run, dataset)
     kept_fresh = start_weights(network, run, results)
+    used = Used()
     trained = training.train(
         network,
         run.freeze.stages,
         dataset.train,
         dataset.validation,
         seed=run.seed,
-        xla=job["xla"] == "on",
+        xla=setting["xla"] == "on",
+        engines=[training.Engine(**engine) for engine in setting["engines"]],
+        source=lambda cut: _features(network, cut, run, dataset, shelf, used, emit),
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
-    _, train_top1, train_loss = training.evaluate(network, dataset.train)
-    validation = training.evaluate(network, dataset.validation)
-    same = dataset.test is dataset.validation
-    test = validation if same else training.evaluate(network, dataset.test)
-    total_seconds = time.perf_counter() - started
+    answers = _evaluate(network, dataset, trained)
+    features_seconds = sum(book.about["seconds"] for book in used.books.values())
+    alone = time.perf_counter() - started - used.waited_seconds + used.load_seconds + features_seconds
 
     peaks = {"peak_memory_bytes": machine.peak_memory_bytes(), "device_peak_memory_bytes": device.peak_memory_bytes()}
-    _keep(records.run_folder(results, run.id), network, dataset, validation[0], test[0])
+    _keep(records.run_folder(results, run.id), network, dataset, answers["validation"][0], answers["test"][0])
+    engines = ["cached" if cut else "plain" for cut in trained.cuts]
+    frontiers = {cut.mode for cut in trained.cuts if cut}
     epoch_seconds = trained.epoch_seconds
     return {
         **plan.heading(run),
         "outcome": "ok",
         "reason": None,
-        "engine": "plain",
+        "engine": _engine(engines),
         **trained.effective,
         "trainable_params": trained.masks[-1].trainable_params,
         "total_params": trained.masks[-1].total_params,
-        "stages": [{**plan.plain(m), "proof": p} for m, p in zip(trained.masks, trained.proofs, strict=True)],
+        "stages": _stages(trained, engines),
         "batch_norm": [mask.batch_norm for mask in trained.masks],
+        "frontier": ", ".join(sorted(frontiers)) or None,
         "kept_fresh": kept_fresh,
         "first_step_seconds": trained.first_step_seconds,
         "step_seconds": trained.step_seconds,
         "epoch_seconds": epoch_seconds,
-        "features_seconds": None,
-        "total_seconds": total_seconds,
+        "features_seconds": features_seconds if used.books else None,
+        "features_reused": used.reused if used.books else None,
+        "features_difference": used.difference,
+        "features_bytes": sum(book.nbytes for book in used.books.values()) if used.books else None,
+        "features": [_facts(key, book) for key, book in used.books.items()],
+        "estimate": setting["estimate"],
+        "total_seconds": alone,
         "images_per_second": len(dataset.train.labels) / epoch_seconds if epoch_seconds else None,
         **peaks,
         "train_images": len(dataset.train.labels),
         "validation_images": len(dataset.validation.labels),
         "test_images": len(dataset.test.labels),
         "class_names": list(dataset.class_names),
-        "train_top1": train_top1,
-        "train_loss": train_loss,
+        **{f"{name}_top1": answer[1] for name, answer in answers.items()},
+        **{f"{name}_loss": answer[2] for name, answer in answers.items()},
         "train_running_top1": trained.history[-1]["top1"],
-        "validation_top1": validation[1],
-        "validation_loss": validation[2],
-        "test_top1": test[1],
-        "test_loss": test[2],
         "restored_epochs": trained.restored_epochs,
         "history": trained.history,
     }
+
+
+def _stages(trained: training.Trained, engines: Sequence[str]) -> list[dict[str, Any]]:
+    """What each stage trained, with the proof, and where its frontier lay."""
+    return [
+        {**plan.plain(mask), "proof": proof, "engine": engine, "frontier": list(cut.boundary) if cut else []}
+        for mask, proof, engine, cut in zip(trained.masks, trained.proofs, engines, trained.cuts, strict=True)
+    ]
+
+
+def _facts(key: str, book: features.Features) -> dict[str, Any]:
+    told = {name: book.about[name] for name in ("boundary", "mode", "program", "seconds")}
+    return {"key": key, "in_memory": book.in_memory, "bytes": book.nbytes, **told}
+
+
+def _evaluate(
+    network: models.Network, dataset: datasets.Dataset, trained: training.Trained
+) -> dict[str, tuple[Any, float, float]]:
+    """Probabilities, top-1 and loss of every split; one that is another is answered once."""
+    cut = trained.cuts[-1]
+    answers: dict[str, tuple[Any, float, float]] = {}
+    for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test)):
+        if name == "test" and dataset.test is dataset.validation:
+            answers[name] = answers["validation"]
+        elif cut and trained.features:
+            answers[name] = training.evaluate(network, split, cut.suffix, trained.features[name])
+        else:
+            answers[name] = training.evaluate(network, split)
+    return answers
+
+
+def _splits(dataset: datasets.Dataset) -> dict[str, np.ndarray]:
+    """The images of each split that is not another."""
+    test = {} if dataset.test is dataset.validation else {"test": dataset.test.images}
+    return {"train": dataset.train.images, "validation": dataset.validation.images, **test}
+
+
+def _features(
+    network: models.Network,
+    cut: frontier.Cut,
+    run: Run,
+    dataset: datasets.Dataset,
+    shelf: Shelf,
+    used: Used,
+    emit: Emit,
+) -> training.Arrays:
+    """The features of a cut, and the proof on a sample of them that they are what the whole network computes."""
+    before = time.perf_counter()
+    need = _need(network, cut, run)
+
+    book = shelf.take(need.key, lambda: _compute([need], run, dataset, emit))
+    used.reused &= need.key not in shelf.new
+    shelf.new.discard(need.key)
+    used.books[need.key] = book
+    used.load_seconds += shelf.load_seconds[need.key]
+    used.waited_seconds += time.perf_counter() - before
+    rows = np.random.default_rng(run.seed).permutation(len(dataset.train.labels))[: prefix.SAMPLE]
+    sample = tuple(np.ascontiguousarray(a[rows]) for a in book.arrays["train"])
+    try:
+        difference = prefix.verify(network, cut, dataset.train.images[rows], sample)
+    except prefix.FeaturesDiffer:
+        shelf.clear()
+        features.clear([need.key])
+        raise
+    used.difference = max(difference, used.difference or 0.0)
+    return book.arrays
+
+
+def _need(network: models.Network, cut: frontier.Cut, run: Run) -> prefix.Need:
+    data = {k: v for k, v in plan.plain(run.data).items() if k != "scaling"}
+    return prefix.need(network, cut, {"data": data, "fingerprint": run.fingerprint, "limit": run.limit}, xla=False)
+
+
+def _compute_ahead(job: dict[str, Any], shelf: Shelf, emit: Emit) -> None:
+    """Where several configurations share a process, compute what their frontiers need in as few passes as can be."""
+    settings = {run.configuration: (run, setting) for run, setting in zip(_runs(job), job["settings"], strict=True)}
+    needs: list[prefix.Need] = []
+    for run, setting in settings.values() if len(settings) > 1 else ():
+        dataset = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
+        device.seed_everything(run.seed)
+        network = build(run, dataset)
+        start_weights(network, run, Path(job["results"]))
+        for stage, engine in zip(run.freeze.stages, setting["engines"], strict=True):
+            freezing.apply(network.model, network.groups, stage)
+            if engine["name"] == "cached":
+                cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine["most_bytes"])
+                needs += [_need(network, cut, run)] if cut.prefix else []
+    if needs:
+        shelf.new |= _compute(needs, run, dataset, emit)
+
+
+def _compute(needs: Sequence[prefix.Need], run: Run, dataset: datasets.Dataset, emit: Emit) -> set[str]:
+    about = {"study": run.study, "backbone": run.backbone.name, "images": len(dataset.train.labels)}
+
+    def report(done: int, total: int) -> None:
+        emit("features", done=done, total=total)
+
+    return prefix.compute(needs, _splits(dataset), xla=False, about=about, report=report)
 
 
 def build(run: Run, dataset: datasets.Dataset) -> models.Network:
@@ -228,14 +419,12 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         device.seed_everything(run.seed)
         network = build(run, dataset)
         check_weights(run, network)
-        masks, cuts, steps = [], [], []
+        masks, cuts = [], []
         for stage in run.freeze.stages:
             training.optimizer(stage.optimizer, stage.learning_rate)
             masks.append(freezing.apply(network.model, network.groups, stage))
-            cuts.append(frontier.split(network.model))
-            if job["estimate"]:
-                steps.append(training.time_steps(network, stage, xla=False))
-        images = len(dataset.train.labels)
+            cuts.append(frontier.split(network.model, mode=stage.frontier))
+        images = {name: len(split) for name, split in _splits(dataset).items()}
         found.append(
             {
                 "freeze": run.freeze.name,
@@ -248,7 +437,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "seconds": _estimated_seconds(run, images, steps) if steps else None,
+                "estimate": _estimate(network, run, images, "off") if job["estimate"] else None,
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, masks, run),
             }
         )
@@ -270,12 +459,11 @@ def check_weights(run: Run, network: models.Network) -> None:
         models.load_weights(network, Path(weights), head=run.inherit_head, skip=set())
 
 
-def _estimated_seconds(run: Run, images: int, steps: list[training.StepTimes]) -> float:
-    """What a run will take, from measured float32 steps."""
-    return sum(
-        times.first_step_seconds + stage.epochs * times.step_seconds * images / stage.batch_size
-        for stage, times in zip(run.freeze.stages, steps, strict=True)
-    )
+def _estimate(network: models.Network, run: Run, images: dict[str, int], xla: str) -> list[dict[str, Any]]:
+    """What each stage of a run will cost, with which engine, and why."""
+    room = costs.Room(features.capacity(), machine.available_memory_bytes() or 0)
+    found = costs.stages(network, run.freeze.stages, images, run.engine, xla=xla == "on", room=room)
+    return [plan.plain(cost) for cost in found]
 
 
 def _estimated_memory(network: models.Network, masks: list[freezing.Mask], run: Run) -> int:
@@ -287,20 +475,20 @@ def _estimated_memory(network: models.Network, masks: list[freezing.Mask], run: 
 
 
 def steps(job: dict[str, Any], emit: Emit) -> None:
-    """Time a few steps of each configuration under one precision and XLA setting."""
-    device.configure(job["precision"])
-    for run in _runs(job):
-        epochs = sum(stage.epochs for stage in run.freeze.stages)
-        first, step = 0.0, 0.0
-        device.seed_everything(run.seed)
-        shape = job["shapes"][run.freeze.name]
-        network = models.build(run.backbone, run.freeze.head, run.data.scaling, shape["size"], shape["classes"])
-        for stage in run.freeze.stages:
-            freezing.apply(network.model, network.groups, stage)
-            times = training.time_steps(network, stage, xla=job["xla"] == "on")
-            first += times.first_step_seconds
-            step += times.step_seconds * stage.epochs / epochs
-        emit("cell", first_step_seconds=first, step_seconds=step)
+    """Time a few steps of each configuration under some precision and XLA settings."""
+    for precision, xla in job["candidates"]:
+        device.configure(precision)
+        for run in _runs(job):
+            device.seed_everything(run.seed)
+            shape = job["shapes"][run.freeze.name]
+            network = models.build(run.backbone, run.freeze.head, run.data.scaling, shape["size"], shape["classes"])
+            try:
+                found = _estimate(network, run, shape["images"], xla)
+            except UserError as error:
+                raise UserError(f"{run.freeze.name}: {error}") from error
+            epochs = [stage.epochs for stage in run.freeze.stages]
+            step = sum(c["step_seconds"] * n for c, n in zip(found, epochs, strict=True)) / sum(epochs)
+            emit("cell", stages=found, step_seconds=step, engine=_engine([cost["engine"] for cost in found]))
 
 
 # -- after a study -------------------------------------------------------------------------------------

@@ -46,6 +46,17 @@ def memory_bytes() -> int | None:
         return None
 
 
+def available_memory_bytes() -> int | None:
+    """Memory that can be had now without swapping, None where the system does not tell (it is Linux that does)."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
 def gpus() -> list[dict[str, str]]:
     """Name, driver and memory of each NVIDIA GPU, as nvidia-smi says; empty without one."""
     if not shutil.which("nvidia-smi"):
@@ -82,6 +93,13 @@ def commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
+
+
+def cache() -> Path:
+    """Where downloads, decoded images and features are kept: FROSTLINE_CACHE, else XDG_CACHE_HOME/frostline."""
+    if own := os.environ.get("FROSTLINE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "frostline"
 
 
 def reset_peak_memory() -> None:

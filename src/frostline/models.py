@@ -1,6 +1,8 @@
 """Pixels to scaling to backbone to head: one Keras model."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,15 @@ from frostline import backbones, freezing, heads
 from frostline.errors import UserError
 from frostline.studies import Backbone, Head
 
-# Pixel scaling as (scale, offset) of a Rescaling layer. "none" is a layer too: a convolution refuses uint8.
-SCALINGS = {"none": (1.0, 0.0), "unit": (1 / 255, 0.0), "symmetric": (1 / 127.5, -1.0)}
+# Pixel scaling as (factor, offset) of a Rescaling layer. "none" is a layer too: a convolution refuses uint8.
+SCALINGS: dict[str, tuple[Any, Any]] = {
+    "none": (1.0, 0.0),
+    "unit": (1 / 255, 0.0),
+    "symmetric": (1 / 127.5, -1.0),
+    "caffe": (1.0, [-103.939, -116.779, -123.68]),  # of blue, green, red: ImageNet's means
+    "torch": ([1 / 58.395, 1 / 57.12, 1 / 57.375], [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]),
+}
+BLUE_FIRST = {"caffe"}
 
 
 @dataclass(frozen=True)
@@ -29,32 +38,39 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
 
     entry = backbones.get(backbone.name)
     resolved = heads.resolve(head, entry.head)
-    scale, offset = SCALINGS[entry.scaling if scaling == "backbone" else scaling]
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    scaled = keras.layers.Rescaling(scale, offset, name="scaling")(images)
+    scaled = scale(images, entry.scaling if scaling == "backbone" else scaling)
     try:
-        features = _with_our_batch_norm(scaled, entry.build(scaled))
+        body = _with_our_batch_norm(keras.Model(images, entry.build(scaled)))
     except ValueError as error:
         raise UserError(f"{backbone.name} does not work on {size}×{size} images: {error}") from error
-    body = keras.Model(images, features)
     names = {layer.name for layer in body.layers}
-    model = keras.Model(images, heads.build(features, resolved, classes, names), name="frostline")
+    model = keras.Model(body.input, heads.build(body.output, resolved, classes, names), name="frostline")
     inner = [layer for layer in body.layers if layer.name not in ("images", "scaling")]
     groups = backbones.groups(backbone.name, inner)
     groups.update({layer.name: "head" for layer in model.layers if layer.name not in names})
     return Network(model, body, groups, resolved)
 
 
-def _with_our_batch_norm(inputs: Any, features: Any) -> Any:
-    """The same features through BatchNormalization layers whose mode a freeze configuration can set."""
+def scale(images: Any, scaling: str) -> Any:
+    """Float pixels [N, H, W, 3] as a network expects them, from the uint8 images."""
+    import keras
+
+    factor, offset = SCALINGS[scaling]
+    ordered = keras.ops.take(images, [2, 1, 0], axis=-1) if scaling in BLUE_FIRST else images
+    return keras.layers.Rescaling(factor, offset, name="scaling")(ordered)
+
+
+def _with_our_batch_norm(body: Any) -> Any:
+    """The same network with BatchNormalization layers whose mode a freeze configuration can set."""
     import keras
 
     from frostline.layers import BatchNormalization
 
-    body = keras.Model(inputs, features)
     if not any(type(layer) is keras.layers.BatchNormalization for layer in body.layers):
-        return features
-    return _copy(body, inputs, {keras.layers.BatchNormalization: BatchNormalization}).output
+        return body
+    inputs = keras.Input(body.input_shape[1:], dtype="uint8", name="images")
+    return _copy(body, inputs, {keras.layers.BatchNormalization: BatchNormalization})
 
 
 def standard(model: Any, dtype: str = "float32") -> Any:
@@ -72,29 +88,50 @@ def _copy(model: Any, inputs: Any, classes: dict[Any, Any], **changes: Any) -> A
     import keras
 
     def clone(layer: Any) -> Any:
+        if not isinstance(layer, keras.Layer):
+            return layer  # an operation, such as the order of the channels, has no state
         return classes.get(type(layer), type(layer)).from_config({**layer.get_config(), **changes})
 
     copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
-    copy.set_weights(model.get_weights())
-    for layer in copy.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # set_weights leaves its constants as they were
+    _set_weights(copy, model.get_weights())
     return copy
 
 
-def load_weights(network: Network, path: Path, *, head: bool, skip: set[str]) -> None:
-    """Load a Keras weights file of the whole network when `head`, else of the backbone alone.
+def _set_weights(model: Any, values: list[Any]) -> None:
+    import keras
 
-    Layers that `skip` names keep their own weights. Raises UserError when the file does not fit.
+    model.set_weights(values)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # set_weights leaves its constants as they were
+
+
+def load_weights(network: Network, path: Path, *, head: bool, skip: set[str]) -> None:
+    """Load a weights file of the whole network when `head`, else of the backbone alone.
+
+    It is one of Keras 3, or one of the older `.h5` files that Keras publishes. Layers that `skip` names keep their own
+    weights. Raises UserError when the file does not fit.
     """
-    kept = {name: network.model.get_layer(name).get_weights() for name in skip}
     try:
-        with warnings.catch_warnings():
+        with _keeping(network, skip), warnings.catch_warnings():
             warnings.simplefilter("error")  # Keras only warns of some layers that it leaves as they were
             (network.model if head else network.backbone).load_weights(path)
     except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} does not hold the weights of this network: {reason}") from error
+
+
+def load_published(network: Network, name: str, *, skip: set[str]) -> None:
+    """Give the backbone called `name` its ImageNet weights, but not the layers that `skip` names; raises UserError."""
+    with _keeping(network, skip):
+        _set_weights(network.backbone, backbones.published(name, network.model.input_shape[1]))
+
+
+@contextlib.contextmanager
+def _keeping(network: Network, names: set[str]) -> Iterator[None]:
+    """Some layers get the weights back that they had before."""
+    kept = {name: network.model.get_layer(name).get_weights() for name in names}
+    yield
     for name, values in kept.items():
         network.model.get_layer(name).set_weights(values)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import types
 import typing
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.errors import UserError, nearest
-from frostline.studies import PRECISIONS, XLA, Backbone, Data, Freeze, Head, Study, Task
+from frostline.studies import ENGINES, PRECISIONS, XLA, Backbone, Data, Freeze, Head, Study, Task
 
 PRETRAIN = "pretrain"
 
@@ -26,6 +27,7 @@ class Options:
     weights: str | None = None
     precision: tuple[str, ...] = ()
     xla: tuple[str, ...] = ()
+    engine: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Run:
         """XLA as asked."""
         return self.freeze.xla[0]
 
+    @property
+    def engine(self) -> str:
+        """Engine as asked."""
+        return self.freeze.engine[0]
+
 
 def resolve(study: Study, options: Options) -> Study:
     """The study with the flags applied and the source of every configuration's weights settled; raises UserError."""
@@ -75,8 +82,8 @@ def resolve(study: Study, options: Options) -> Study:
     for name in options.only:
         if name not in known:
             raise UserError(f"--only {name}: {study.name} has no such configuration; {nearest(name, known)}")
-    for flag, values, choices in (("precision", options.precision, PRECISIONS), ("xla", options.xla, XLA)):
-        for value in values:
+    for flag, choices in (("precision", PRECISIONS), ("xla", XLA), ("engine", ENGINES)):
+        for value in getattr(options, flag):
             if value not in choices:
                 raise UserError(f"--{flag} {value}: {nearest(value, choices)}")
     chosen = [f for f in study.freeze if not options.only or f.name in options.only]
@@ -84,7 +91,9 @@ def resolve(study: Study, options: Options) -> Study:
     pretrain = study.pretrain
     if pretrain:
         source = _apply(pretrain.freeze, options)
-        source = dataclasses.replace(source, precision=source.precision[:1], xla=source.xla[:1])
+        source = dataclasses.replace(
+            source, precision=source.precision[:1], xla=source.xla[:1], engine=source.engine[:1]
+        )
         pretrain = Task(pretrain.data, source)
     freeze = tuple(dataclasses.replace(f, seeds=options.seeds or f.seeds or study.seeds) for f in freeze)
     seeds = tuple(dict.fromkeys(seed for f in freeze for seed in f.seeds or ()))
@@ -116,6 +125,7 @@ def _apply(freeze: Freeze, options: Options) -> Freeze:
         stages=tuple(stages),
         precision=options.precision or freeze.precision,
         xla=options.xla or freeze.xla,
+        engine=options.engine or freeze.engine,
     )
 
 
@@ -134,12 +144,21 @@ def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], dig
             planned.append(source)
         for freeze in wanted:
             start = source if freeze.weights == PRETRAIN else None
-            variants = [(p, x) for p in freeze.precision for x in freeze.xla]
-            for precision, xla in variants:
-                one = dataclasses.replace(freeze, precision=(precision,), xla=(xla,))
-                name = f"{precision}-xla_{xla}" if len(variants) > 1 else ""
+            for one, name in _variants(freeze):
                 planned.append(_run(study, study.data, one, seed, options, prints, digest, name, start))
     return planned
+
+
+def _variants(freeze: Freeze) -> list[tuple[Freeze, str]]:
+    """One configuration for each combination of the settings asked for, and a name where there are several."""
+    combinations = list(itertools.product(freeze.precision, freeze.xla, freeze.engine))
+    variants = []
+    for precision, xla, engine in combinations:
+        parts = [precision, f"xla_{xla}"] if len(freeze.precision) * len(freeze.xla) > 1 else []
+        parts += [engine] if len(freeze.engine) > 1 else []
+        one = dataclasses.replace(freeze, precision=(precision,), xla=(xla,), engine=(engine,))
+        variants.append((one, "-".join(parts)))
+    return variants
 
 
 def _datas(study: Study) -> set[Data]:
@@ -221,7 +240,7 @@ def heading(run: Run) -> dict[str, Any]:
         "epochs_cap": run.epochs,
         "precision_asked": run.precision,
         "xla_asked": run.xla,
-        "engine_asked": "plain",
+        "engine_asked": run.engine,
         "reported": run.freeze.reported,
         "config": plain(run),
     }

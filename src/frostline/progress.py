@@ -14,6 +14,7 @@ class Progress:
     def __init__(self, total: float, unit: str = "epochs", clock=time.monotonic) -> None:
         self.total, self.unit, self.clock = total, unit, clock
         self.done = 0.0
+        self.part_ends = 0.0
         self.started = clock()
         self.last_line = float("-inf")
         self.bar: Any = None
@@ -42,6 +43,16 @@ class Progress:
         elif self.clock() - self.last_line >= QUIET_SECONDS:
             self.last_line = self.clock()
             print(f"{text}{self._left()}", file=sys.stderr, flush=True)
+
+    def begin(self, size: float) -> None:
+        """A part of that size starts; one that ends early (early stopping) counts in full all the same."""
+        self.part_ends = self.done + size
+
+    def finish(self) -> None:
+        """The part that was begun is over."""
+        ahead, self.done = self.part_ends - self.done, self.part_ends
+        if self.bar:
+            self.bar.update(self.task, advance=ahead)
 
     def say(self, text: str) -> None:
         """A line that stays."""

@@ -16,7 +16,9 @@ SCALINGS = ("backbone", "none", "unit", "symmetric")
 BATCH_NORMS = ("keras", "inference")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 XLA = ("auto", "on", "off")
-RUN_KEYS = ("precision", "xla")
+ENGINES = ("auto", "cached", "plain")
+FRONTIERS = ("exact", "inference_prefix")
+RUN_KEYS = ("precision", "xla", "engine")
 HEAD_LAYERS = ("dense", "conv", "dropout", "batch_norm")
 
 
@@ -87,6 +89,7 @@ class Stage:
     batch_size: int = 32
     epochs: int = 10
     batch_norm: str = "keras"
+    frontier: str = "exact"
     early_stopping: EarlyStopping | None = None
     reduce_on_plateau: ReduceOnPlateau | None = None
 
@@ -103,6 +106,7 @@ class Freeze:
     reset: tuple[str, ...] = ()
     precision: tuple[str, ...] = ("auto",)
     xla: tuple[str, ...] = ("auto",)
+    engine: tuple[str, ...] = ("auto",)
     reported: dict[str, Any] | None = field(default=None, hash=False)
 
 
@@ -211,9 +215,9 @@ def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage, inheri
     if pick["head"]:
         head = {**(head if isinstance(head, dict) else {}), **pick["head"]}
     reported = _reported(table["reported"], where) if "reported" in table else None
-    precision, xla = _run_keys({**inherited, **pick["own"]}, where)
+    run_keys = _run_keys({**inherited, **pick["own"]}, where)
     head = None if head is None else _head(head, where)
-    freeze = Freeze("pretrain", (stage,), head, weights="none", precision=precision, xla=xla, reported=reported)
+    freeze = Freeze("pretrain", (stage,), head, weights="none", reported=reported, **run_keys)
     return Task(data, freeze)
 
 
@@ -232,7 +236,6 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None, inheri
     if not entries:
         raise UserError(f'{where}: stages is empty; give at least one, such as stages = [ {{ train = ["head/.*"] }} ]')
     stages = tuple(_stage(entry, f"{where}: stages[{i}]", base) for i, entry in enumerate(entries))
-    precision, xla = _run_keys({**inherited, **table}, where)
     return Freeze(
         name=name,
         stages=stages,
@@ -240,15 +243,14 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None, inheri
         seeds=_seeds(table["seeds"], f"{where}: seeds") if "seeds" in table else None,
         weights=_text(table["weights"], f"{where}: weights") if "weights" in table else None,
         reset=_rules(table.get("reset", []), f"{where}: reset"),
-        precision=precision,
-        xla=xla,
         reported=_reported(table["reported"], where) if "reported" in table else None,
+        **_run_keys({**inherited, **table}, where),
     )
 
 
-def _run_keys(table: dict[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    precision = _choices(table.get("precision", "auto"), PRECISIONS, f"{where}: precision")
-    return precision, _choices(table.get("xla", "auto"), XLA, f"{where}: xla")
+def _run_keys(table: dict[str, Any], where: str) -> dict[str, Any]:
+    known = {"precision": PRECISIONS, "xla": XLA, "engine": ENGINES}
+    return {key: _choices(table.get(key, "auto"), choices, f"{where}: {key}") for key, choices in known.items()}
 
 
 def _data(table: Any, where: str) -> Data:
@@ -307,6 +309,7 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
         "batch_size": _whole,
         "epochs": _whole,
         "batch_norm": _one_of(BATCH_NORMS),
+        "frontier": _one_of(FRONTIERS),
         "early_stopping": lambda v, at: _fill(EarlyStopping, v, at, {"patience": _whole, "restore_best": _boolean}),
         "reduce_on_plateau": lambda v, at: _fill(
             ReduceOnPlateau,

@@ -18,6 +18,7 @@ MEANS = (
     "total_seconds",
     "process_start_seconds",
     "marginal_seconds",
+    "features_difference",
     "images_per_second",
     "peak_memory_bytes",
     "device_peak_memory_bytes",
@@ -29,7 +30,18 @@ MEANS = (
     "test_top1",
     "test_loss",
 )
-SAME = ("trainable_params", "total_params", "engine", "precision", "xla", "device", "batch_norm", "train_images")
+SAME = (
+    "trainable_params",
+    "total_params",
+    "engine",
+    "frontier",
+    "precision",
+    "xla",
+    "device",
+    "batch_norm",
+    "train_images",
+    "features_bytes",
+)
 ASKED = ("title", "protocol", "limit", "epochs_cap", "precision_asked", "xla_asked", "engine_asked", "reported")
 INFER_KEY = ("model", "runtime", "device", "batch_size", "host_copies")
 INFER = (
@@ -102,9 +114,9 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
 def step_cells(records: list[Row], configuration: Configuration) -> list[Row]:
     """The newest step times of this configuration under each precision and XLA setting."""
     newest = next((r for r in reversed(records) if r["kind"] == "choice" and r["study"] == configuration.study), None)
-    keys = ("precision", "xla", "step_seconds", "first_step_seconds", "outcome", "reason")
+    keys = ("precision", "xla", "engine", "step_seconds", "outcome", "reason")
     cells = newest["cells"] if newest else []
-    return [{key: cell[key] for key in keys} for cell in cells if cell["freeze"] == configuration.freeze]
+    return [{key: cell.get(key) for key in keys} for cell in cells if cell["freeze"] == configuration.freeze]
 
 
 def infer_rows(records: list[Row]) -> list[Row]:
@@ -139,11 +151,11 @@ def infer_rows(records: list[Row]) -> list[Row]:
 
 
 def plan(found: list[Row]) -> str:
-    """What a dry run found: one line per configuration."""
-    lines = []
+    """What a dry run found: one line per stage of each configuration, and what each engine choice rests on."""
+    lines, reasons = [], []
     for entry in found:
         first = f"{entry['freeze']} ({entry['variant']})" if entry["variant"] else entry["freeze"]
-        for number, stage in enumerate(entry["stages"], 1):
+        for number, (stage, cost) in enumerate(zip(entry["stages"], entry["estimate"], strict=True), 1):
             last = number == len(entry["stages"])
             lines.append(
                 [
@@ -155,29 +167,38 @@ def plan(found: list[Row]) -> str:
                     _short(stage["frozen"]),
                     stage["batch_norm"],
                     _frontier(stage),
-                    duration(entry["seconds"] * entry["seeds"]) if last else "",
+                    cost["engine"],
+                    _features(cost, entry),
+                    duration(_predicted(entry) * entry["seeds"]) if last else "",
                     f"{entry['memory_bytes'] * MIB:,.0f}" if last else "",
                 ]
             )
-    headers = [
-        "freeze",
-        "stage",
-        "trainable",
-        "total",
-        "trains",
-        "frozen",
-        "BatchNorm",
-        "frontier",
-        "all seeds",
-        "memory MiB",
-    ]
-    seconds = sum(entry["seconds"] * entry["seeds"] for entry in found)
+            other = cost["other_seconds"]
+            against = "" if other is None else f" ({_fine(cost['seconds'])} against at least {_fine(other)})"
+            reasons.append(f"{first}, stage {number}: {cost['engine']}, {cost['reason']}{against}.")
+    headers = ["freeze", "stage", "trainable", "total", "trains", "frozen", "BatchNorm", "frontier"]
+    headers += ["engine", "features MiB", "all seeds", "memory MiB"]
+    seconds = sum(_predicted(entry) * entry["seeds"] for entry in found)
     note = (
-        f"About {duration(seconds)} of training in all, from a few measured steps in float32 without XLA; "
-        "evaluation, the start of processes, exports and inference come on top. Nothing was trained.\n"
+        f"About {duration(seconds)} of training in all, from a few measured steps in float32 without XLA, each run "
+        "with a pass of its own; the start of processes, exports and inference come on top. Nothing was trained.\n"
         "Below the frontier nothing changes while a stage trains: these features are the same in every epoch."
     )
-    return _tabulate(lines, headers, "plain") + "\n\n" + note
+    return "\n\n".join([_tabulate(lines, headers, "plain"), "\n".join(reasons), note])
+
+
+def _predicted(entry: Row) -> float:
+    return sum(cost["seconds"] for cost in entry["estimate"])
+
+
+def _fine(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
+def _features(cost: Row, entry: Row) -> str:
+    if cost["image_bytes"] is None:
+        return "-"
+    return f"{cost['image_bytes'] * sum(entry['images'].values()) * MIB:,.1f}"
 
 
 def _frontier(stage: Row) -> str:
@@ -341,6 +362,7 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
     gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or "no GPU"
     libraries = ", ".join(f"{k} {versions[k]}" for k in ("frostline", "tensorflow", "keras") if k in versions)
     effective = sorted({f"{r['precision']} with XLA {'on' if r['xla'] else 'off'} on {r['device']}" for r in done})
+    cached = [row for row in done if row["features_difference"] is not None]
     lines = [
         f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}; {libraries}; "
         f"effective: {', '.join(effective) or 'nothing finished'}; "
@@ -349,6 +371,14 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
     ]
     if everything:
         lines.append(f"Speed-up: total time of {_name(everything)} over that of the row.")
+    if cached:
+        worst = max(row["features_difference"] for row in cached)
+        lines.append(
+            "cached: trained on features computed once; total s holds the whole pass (features s), also where another "
+            f"run had made them. Features re-computed by whole networks differed by {worst:.1e} of the largest at most."
+        )
+    if any(row["frontier"] == "inference_prefix" for row in cached):
+        lines.append("‡ inference_prefix: what is frozen ran as in inference, without its dropout and augmentation.")
     if any(row["protocol"] == "document" for row in train):
         lines.append("† validated on test, as the document did.")
     limits = sorted({f"--limit {r['limit']}" for r in train if r["limit"]})
@@ -375,14 +405,15 @@ def _steps(train: list[Row], form: str) -> str:
         shown = [_step(cells.get(s), "*" if s == mark else "") for s in settings]
         table.append([_name(row), *shown])
     head = ["freeze", *[f"{p}, XLA {x}, ms" for p, x in settings]]
-    note = _note("* what the row was trained with; a cell is given up at ten times the best so far.", form)
+    text = "* what the row was trained with; a cell is given up at ten times the best so far."
+    note = _note(f"{text} The step of a cached row is one on features.", form)
     return _tabulate(table, head, form) + "\n\n" + note
 
 
 def _step(cell: Row | None, mark: str) -> str:
     if cell is None:
         return "-"
-    return f"{cell['step_seconds'] * 1e3:.1f}{mark}" if cell["outcome"] == "ok" else cell["outcome"]
+    return f"{cell['step_seconds'] * 1e3:.2f}{mark}" if cell["outcome"] == "ok" else cell["outcome"]
 
 
 # -- columns: header and how a row's cell is written ---------------------------------------------------
@@ -414,7 +445,10 @@ def _value(key: str) -> Callable[[Row], str]:
 
 def _name(row: Row) -> str:
     variant = f" ({row['variant']})" if row["variant"] else ""
-    return f"{row['freeze']}{variant}{' †' if row['protocol'] == 'document' else ''}"
+    marks = (" †" if row["protocol"] == "document" else "") + (
+        " ‡" if row.get("frontier") == "inference_prefix" else ""
+    )
+    return f"{row['freeze']}{variant}{marks}"
 
 
 def _share(row: Row) -> str:
@@ -432,7 +466,7 @@ def _reported(key: str, scale: float = 1.0, digits: int = 4) -> Callable[[Row], 
 def _setting(row: Row) -> str:
     if row["precision"] is None:
         return "-"
-    return f"{row['precision']}{' + XLA' if row['xla'] else ''}"
+    return f"{row['engine']}, {row['precision']}{' + XLA' if row['xla'] else ''}"
 
 
 COST: list[Column] = [
@@ -441,9 +475,11 @@ COST: list[Column] = [
     ("total", _value("total_params")),
     ("share", _share),
     ("first step s", _mean("first_step_seconds")),
-    ("epoch s", _mean("epoch_seconds")),
+    ("features s", _mean("features_seconds")),
+    ("epoch s", _mean("epoch_seconds", digits=3)),
     ("total s", _mean("total_seconds", digits=1)),
     ("reported min", _reported("minutes", digits=2)),
+    ("added s", _mean("marginal_seconds", digits=1)),
     ("start s", _mean("process_start_seconds", digits=1)),
     ("images/s", _mean("images_per_second", digits=0)),
     ("peak MiB", _mean("peak_memory_bytes", MIB, 0)),

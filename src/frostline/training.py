@@ -4,11 +4,11 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from frostline import device, freezing, heads
+from frostline import cached, device, freezing, frontier, heads
 from frostline.datasets import Split
 from frostline.errors import UserError, nearest
 from frostline.models import Network
@@ -34,6 +34,20 @@ class Trained:
     step_seconds: float | None
     epoch_seconds: float | None
     restored_epochs: list[int | None]
+    cuts: list[frontier.Cut | None]
+    features: "Arrays | None"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a stage is executed: `plain` or `cached`, and then the most bytes that the features of an image may take."""
+
+    name: str = "plain"
+    most_bytes: int | None = None
+
+
+Arrays = Mapping[str, tuple[Any, ...]]  # the features of each split, by its name
+Source = Callable[[frontier.Cut], Arrays]  # gives the features of a cached stage
 
 
 @dataclass
@@ -53,6 +67,10 @@ class Clock:
         self.compiling_in_epoch, self.steps_in_epoch = [], 0
         self.epoch_started = self.read()
 
+    def compiled(self, seconds: float) -> None:
+        """Tracing and compiling that happened outside an epoch."""
+        self.compiling.append(seconds)
+
     def step_begins(self) -> None:
         self.step_started = self.read()
 
@@ -64,9 +82,15 @@ class Clock:
             self.steps.append(seconds)
         self.steps_in_epoch += 1
 
-    def training_ends(self) -> float:
-        """Seconds of the epoch's training; a step that compiles counts as an average one, NaN where all did."""
+    def training_ends(self, steps: int = 1) -> float:
+        """Seconds of the epoch's training; a step that compiles counts as an average one, NaN where all did.
+
+        Where the steps were not marked one by one, `steps` says how many there were.
+        """
         seconds = self.read() - self.epoch_started - sum(self.compiling_in_epoch)
+        if not self.steps_in_epoch:
+            self.steps_in_epoch = steps
+            self.steps.append(seconds / steps)
         self.compiling += self.compiling_in_epoch
         ordinary = self.steps_in_epoch - len(self.compiling_in_epoch)
         seconds = seconds * self.steps_in_epoch / ordinary if ordinary else math.nan
@@ -82,42 +106,90 @@ def train(
     *,
     seed: int,
     xla: bool,
+    engines: Sequence[Engine] = (),
+    source: Source | None = None,
     report: Report = lambda **event: None,
     read: Callable[[], float] = time.perf_counter,
 ) -> Trained:
-    """Train all stages with Keras `fit`; raises NotFinite, FrozenMoved and, for unknown names, UserError."""
+    """Train all stages, each by its engine: `plain` is Keras's `fit`, `cached` the suffix alone on features.
+
+    Raises NotFinite, FrozenMoved and, for unknown names, UserError.
+    """
     clock = Clock(read)
     history: list[dict[str, Any]] = []
-    masks, proofs, restored = [], [], []
+    masks, proofs, restored, cuts = [], [], [], []
+    features: Arrays | None = None
     for number, stage in enumerate(stages, 1):
+        engine = engines[number - 1] if engines else Engine()
         mask = freezing.apply(network.model, network.groups, stage)
         before = freezing.frozen_digests(network.model, mask)
-        compile_model(network, stage, xla)
-        partial = len(train.labels) // stage.batch_size if len(train.labels) % stage.batch_size else None
-        log = _Log(clock, history, number, stage, len(stages), partial, report)
+        cut, features, model = None, None, network.model
+        if engine.name == "cached":
+            assert source
+            cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine.most_bytes)
+            features, model = source(cut), cut.suffix
+        compile_model(model, stage, xla)
+        log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
-        network.model.fit(
-            _batches(train, stage.batch_size, seed, number),
-            epochs=stage.epochs,
-            validation_data=None if validation is None else (validation.images, validation.labels),
-            validation_batch_size=EVALUATION_BATCH,
-            callbacks=callbacks,
-            steps_per_epoch=math.ceil(len(train.labels) / stage.batch_size),
-            verbose=0,
-        )
+        if features is None:
+            _fit_plain(model, train, validation, stage, seed, number, callbacks)
+        else:
+            _fit_cached(model, features, train, validation, stage, seed, number, callbacks, clock)
         restored.append(_restored_epoch(stopper))
         proofs.append(freezing.prove(before, freezing.frozen_digests(network.model, mask)))
         masks.append(mask)
+        cuts.append(cut)
     whole = [s for s in clock.epochs if math.isfinite(s)]
     return Trained(
         history=history,
         masks=masks,
         proofs=proofs,
-        effective=device.effective(network.model),
+        effective={**device.effective(network.model), "xla": bool(model.jit_compile)},
         first_step_seconds=sum(clock.compiling),
         step_seconds=statistics.median(clock.steps) if clock.steps else None,
         epoch_seconds=statistics.median(whole) if whole else None,
         restored_epochs=restored,
+        cuts=cuts,
+        features=features,
+    )
+
+
+def _fit_plain(
+    model: Any, train: Split, validation: Split | None, stage: Stage, seed: int, number: int, callbacks: list[Any]
+) -> None:
+    model.fit(
+        _batches(train, stage.batch_size, seed, number),
+        epochs=stage.epochs,
+        steps_per_epoch=math.ceil(len(train.labels) / stage.batch_size),
+        validation_data=None if validation is None else (validation.images, validation.labels),
+        validation_batch_size=EVALUATION_BATCH,
+        callbacks=callbacks,
+        verbose=0,
+    )
+
+
+def _fit_cached(
+    model: Any,
+    features: Arrays,
+    train: Split,
+    validation: Split | None,
+    stage: Stage,
+    seed: int,
+    number: int,
+    callbacks: list[Any],
+    clock: Clock,
+) -> None:
+    cached.fit(
+        model,
+        cached.Rows(features["train"], train.labels),
+        None if validation is None else cached.Rows(features["validation"], validation.labels),
+        epochs=stage.epochs,
+        batch_size=stage.batch_size,
+        evaluation_batch=EVALUATION_BATCH,
+        order=lambda epoch: order(len(train.labels), seed, number, epoch),
+        callbacks=callbacks,
+        compiled=clock.compiled,
+        read=clock.read,
     )
 
 
@@ -138,9 +210,9 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
     images = rng.integers(0, 256, (n, *network.model.input_shape[1:]), dtype=np.uint8)
     labels = rng.integers(0, max(2, network.model.output_shape[-1]), n, dtype=np.int32)
     clock = Clock()
-    compile_model(network, stage, xla)
+    compile_model(network.model, stage, xla)
     # On random labels a loss may run away; what a step costs does not depend on it.
-    log = _Log(clock, [], 1, stage, 1, None, lambda **event: None, must_stay_finite=False)
+    log = _Log(clock, [], 1, stage, 1, n, lambda **event: None, must_stay_finite=False)
     batches = _batches(Split(images, labels, []), stage.batch_size, 0, 1)
     network.model.fit(batches, epochs=1, steps_per_epoch=count + 1, callbacks=[log.callback()], verbose=0)
     return StepTimes(clock.compiling[0], statistics.median(clock.steps))
@@ -160,18 +232,18 @@ def optimizer(name: str, learning_rate: float) -> Any:
     return known[name.lower()](learning_rate=learning_rate)
 
 
-def compile_model(network: Network, stage: Stage, xla: bool) -> None:
-    """Compile with the loss on logits that fits the head."""
+def compile_model(model: Any, stage: Stage, xla: bool) -> None:
+    """Compile a network, or the part of it above a frontier, with the loss on logits that fits its head."""
     import keras
 
-    binary = network.model.output_shape[-1] == 1
+    binary = model.output_shape[-1] == 1
     cross_entropy = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
     accuracy = (
         keras.metrics.BinaryAccuracy("top1", threshold=0.0)
         if binary
         else keras.metrics.SparseCategoricalAccuracy("top1")
     )
-    network.model.compile(
+    model.compile(
         optimizer(stage.optimizer, stage.learning_rate),
         cross_entropy(from_logits=True),
         metrics=[accuracy],
@@ -179,14 +251,17 @@ def compile_model(network: Network, stage: Stage, xla: bool) -> None:
     )
 
 
-def predict(network: Network, images: Any) -> Any:
-    """Float32 logits of uint8 images, in inference mode and in the precision the network trained in."""
-    return network.model.predict(images, batch_size=EVALUATION_BATCH, verbose=0)
+def evaluate(
+    network: Network, split: Split, suffix: Any = None, features: tuple[Any, ...] = ()
+) -> tuple[Any, float, float]:
+    """Probabilities [N, classes], top-1 accuracy and loss (penalties included, as Keras evaluates) of a split.
 
-
-def evaluate(network: Network, split: Split) -> tuple[Any, float, float]:
-    """Probabilities [N, classes], top-1 accuracy and loss (penalties included, as Keras evaluates) of a split."""
-    logits = predict(network, split.images)
+    In inference mode and in the precision the network trained in; a `suffix` answers on the split's features.
+    """
+    if suffix is None:
+        logits = network.model.predict(split.images, batch_size=EVALUATION_BATCH, verbose=0)
+    else:
+        logits = cached.predict(suffix, features, EVALUATION_BATCH)
     p = heads.probabilities(logits)
     losses = heads.cross_entropy(logits, split.labels)
     penalties = sum(float(x) for x in network.model.losses)
@@ -245,7 +320,7 @@ class _Log:
     stage_number: int
     stage: Stage
     stages: int
-    partial_batch: int | None
+    images: int
     report: Report
     must_stay_finite: bool = True
     epoch_seconds: float | None = None
@@ -281,14 +356,17 @@ class _Log:
     def new_shape(self, batch: int) -> bool:
         """Whether this step traces and compiles: a stage's first full batch, and its first partial one."""
         first_epoch = not any(entry["stage"] == self.stage_number for entry in self.history)
-        return first_epoch and (batch == 0 or batch == self.partial_batch)
+        full, partial = divmod(self.images, self.stage.batch_size)
+        return first_epoch and (batch == 0 or (batch == full and partial > 0))
 
     def training_ends(self) -> None:
         if self.epoch_seconds is None:
             device.drain()
-            self.epoch_seconds = self.clock.training_ends()
+            self.epoch_seconds = self.clock.training_ends(math.ceil(self.images / self.stage.batch_size))
 
     def epoch_ends(self, epoch: int, logs: dict[str, Any], learning_rate: float) -> None:
+        if self.must_stay_finite and not math.isfinite(float(logs["loss"])):
+            raise NotFinite(f"the loss became {float(logs['loss'])} in epoch {epoch}")
         entry = {
             "stage": self.stage_number,
             "epoch": epoch,

@@ -1,0 +1,178 @@
+"""Training on features: what Keras's `fit` does, many steps in one compiled program and none of them in Python."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BLOCK_BYTES = 64 * 2**20
+Report = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features of some images, one array [N, ...] per tensor that crosses the frontier, and their labels [N]."""
+
+    features: tuple[np.ndarray, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def fit(
+    model: Any,
+    train: Rows,
+    validation: Rows | None,
+    *,
+    epochs: int,
+    batch_size: int,
+    evaluation_batch: int,
+    order: Callable[[int], np.ndarray],
+    callbacks: Sequence[Any],
+    compiled: Report = lambda seconds: None,
+    read: Callable[[], float],
+) -> None:
+    """Train a compiled Keras model on rows that may lie in a mapped file.
+
+    The same steps on the same batches as `fit`, the last partial batch kept; `order` gives each epoch's permutation.
+    Blocks of at most BLOCK_BYTES are gathered while the block before is trained on, so memory does not grow with the
+    number of images. `compiled` is told the seconds of tracing and compiling, which happen before the first step.
+    """
+    import keras
+
+    _create_variables(model, train)
+    step, test = _program(model, model.train_step), _program(model, model.test_step)
+    calls = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, verbose=0)
+    before = read()
+    _compile(step, train, len(train), batch_size)
+    if validation is not None:
+        _compile(test, validation, len(validation), evaluation_batch)
+    compiled(read() - before)
+    model.stop_training = False
+    calls.on_train_begin()
+    logs: dict[str, Any] = {}
+    for epoch in range(epochs):
+        calls.on_epoch_begin(epoch)
+        logs = _go_over(model, step, train, order(epoch), batch_size)
+        if validation is not None:
+            calls.on_test_begin()
+            told = _go_over(model, test, validation, np.arange(len(validation)), evaluation_batch)
+            logs |= {f"val_{name}": value for name, value in told.items()}
+        calls.on_epoch_end(epoch, logs)
+        if model.stop_training:
+            break
+    calls.on_train_end(logs)
+
+
+def predict(model: Any, features: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Float32 outputs [N, ...] of a model in inference mode."""
+    import tensorflow as tf
+
+    forward = tf.function(lambda x: model(_bare(x), training=False), reduce_retracing=True, autograph=False)
+    batches = (tuple(a[i : i + batch_size] for a in features) for i in range(0, len(features[0]), batch_size))
+    return np.concatenate([forward(tuple(map(tf.convert_to_tensor, batch))).numpy() for batch in batches])
+
+
+def time_steps(model: Any, rows: Rows, batch_size: int, count: int, read: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of tracing and compiling a compiled model's step, and seconds a step of `count` on one batch."""
+    _create_variables(model, rows)
+    step = _program(model, model.train_step)
+    again = np.tile(np.arange(batch_size), count)
+    before = read()
+    _compile(step, rows, len(again), batch_size)
+    compiled = read() - before
+    before = read()
+    _go_over(model, step, rows, again, batch_size)
+    return compiled, (read() - before) / count
+
+
+# -- one pass over the rows --------------------------------------------------------------------------
+
+
+def _program(model: Any, one: Callable[[Any], Any]) -> Any:
+    """`count` steps as one program, on stacked batches: features [K, B, ...] and labels [K, B]."""
+    import tensorflow as tf
+
+    def body(i: Any, features: Any, labels: Any) -> Any:
+        one((_bare([x[i] for x in features]), labels[i]))
+        return i + 1
+
+    def steps(features: Any, labels: Any, count: Any) -> None:
+        tf.while_loop(lambda i: i < count, lambda i: [body(i, features, labels)], [tf.constant(0)])
+
+    return tf.function(steps, jit_compile=bool(model.jit_compile), autograph=False)
+
+
+def _create_variables(model: Any, rows: Rows) -> None:
+    """Make the optimizer's and the metrics' variables, which Keras would make in the first step."""
+    import tensorflow as tf
+
+    model.optimizer.build(model.trainable_variables)
+    x = _bare([tf.convert_to_tensor(a[:1]) for a in rows.features])
+    y, outputs = tf.convert_to_tensor(rows.labels[:1]), model(x, training=False)
+    model.compute_loss(x, y, outputs, training=False)
+    model.compute_metrics(x, y, outputs)
+    model.reset_metrics()
+
+
+def _compile(program: Any, rows: Rows, count: int, batch_size: int) -> None:
+    """Trace and compile for the shapes that an epoch over `count` rows meets, without taking a step."""
+    import tensorflow as tf
+
+    for shape in _blocks(rows.features, count, batch_size):
+        program(*_gather(rows, np.zeros(0, np.int64), shape), tf.constant(0))
+
+
+def _blocks(features: Sequence[np.ndarray], count: int, batch_size: int) -> dict[tuple[int, int], int]:
+    """Shapes (batches, batch size) of the blocks of an epoch over `count` rows, and the steps taken in each shape."""
+    full, partial = divmod(count, batch_size)
+    row_bytes = sum(a[:1].nbytes for a in features)
+    most = max(1, BLOCK_BYTES // (row_bytes * batch_size))
+    shapes = {(min(full, most), batch_size): full} if full else {}
+    return shapes | ({(1, partial): 1} if partial else {})
+
+
+def _go_over(model: Any, program: Any, rows: Rows, order: np.ndarray, batch_size: int) -> dict[str, float]:
+    """All rows in an order through a program; returns the metrics of the model."""
+    import tensorflow as tf
+
+    model.reset_metrics()
+    blocks = list(_plan(_blocks(rows.features, len(order), batch_size)))
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(_gather, rows, order[taken], shape) for taken, shape in blocks[:1]]
+        for i, (taken, shape) in enumerate(blocks):
+            block = coming.pop().result()
+            coming = [pool.submit(_gather, rows, order[later], other) for later, other in blocks[i + 1 : i + 2]]
+            program(*block, tf.constant((taken.stop - taken.start) // shape[1]))
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def _plan(blocks: dict[tuple[int, int], int]) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """Which of the ordered rows each block takes, and its shape."""
+    start = 0
+    for shape, steps in blocks.items():
+        while steps:
+            taken = min(steps, shape[0])
+            yield slice(start, start + taken * shape[1]), shape
+            start, steps = start + taken * shape[1], steps - taken
+
+
+def _gather(rows: Rows, taken: np.ndarray, shape: tuple[int, int]) -> tuple[Any, Any]:
+    """The rows taken, stacked to a block of a shape; what a last block does not fill is zero and not trained on."""
+    import tensorflow as tf
+
+    def block(array: np.ndarray) -> Any:
+        out = np.empty((shape[0] * shape[1], *array.shape[1:]), array.dtype)
+        out[: len(taken)] = array[taken]
+        out[len(taken) :] = 0
+        return tf.convert_to_tensor(out.reshape(*shape, *array.shape[1:]))
+
+    return tuple(block(a) for a in rows.features), block(rows.labels)
+
+
+def _bare(tensors: Any) -> Any:
+    """As everywhere in Keras, one tensor is bare and several are a list."""
+    return tensors[0] if len(tensors) == 1 else list(tensors)

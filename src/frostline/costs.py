@@ -1,0 +1,147 @@
+"""What a stage will cost with each engine, from a few measured steps, and so which engine `auto` takes."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from frostline import cached, freezing, frontier, prefix, training
+from frostline.errors import UserError
+from frostline.features import size
+from frostline.models import Network
+from frostline.studies import Stage
+
+STEPS = 10
+DISK_BYTES_PER_SECOND = 200e6  # what a plain disk reads in random order, where features do not fit the memory
+FORWARD = 1 / 3  # of a training step: forward, and twice that backward
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that features may take on the disk, and bytes of memory within which they are read at its speed."""
+
+    disk_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The engine for a stage and why; predicted seconds with it and, where both were looked at, with the other.
+
+    `image_seconds` is the pass for one image, `image_bytes` its features; both are None for the plain engine.
+    """
+
+    engine: str
+    reason: str
+    seconds: float
+    other_seconds: float | None
+    step_seconds: float
+    first_step_seconds: float
+    image_seconds: float | None = None
+    image_bytes: int | None = None
+    most_bytes: int | None = None
+
+
+def stages(
+    network: Network, stages: tuple[Stage, ...], images: Mapping[str, int], asked: str, *, xla: bool, room: Room
+) -> list[Cost]:
+    """The cost of each stage of a network for `images` in `train`, `validation` and `test`; changes its weights.
+
+    Raises UserError where the cached engine is asked for and its features have no room.
+    """
+    moved: set[str] = set()
+    found = []
+    for stage in stages:
+        mask = freezing.apply(network.model, network.groups, stage)
+        found.append(_stage(network, stage, images, asked, moved, xla, room))
+        moved |= {*mask.trained, *freezing.moving(network.model)}
+    return found
+
+
+def _stage(
+    network: Network, stage: Stage, images: Mapping[str, int], asked: str, moved: set[str], xla: bool, room: Room
+) -> Cost:
+    if asked == "plain":
+        return _plain(network, stage, images, xla, "asked for")
+    cut = frontier.split(network.model, mode=stage.frontier)
+    if cut.prefix is None:
+        return _plain(network, stage, images, xla, "nothing below the frontier")
+    if moved & set(cut.below):
+        return _plain(network, stage, images, xla, "an earlier stage trains below the frontier")
+    total = sum(images.values())
+    if cut.image_bytes * total > room.disk_bytes:
+        told = f"its features take {size(cut.image_bytes * total)}, and there is room for {size(room.disk_bytes)}"
+        if asked == "cached" or stage.frontier != "exact":
+            raise UserError(
+                f"{told}; type --engine plain, free some disk (frostline features clear), or point FROSTLINE_CACHE "
+                "to a larger one"
+            )
+        cut = frontier.split(network.model, mode=stage.frontier, most_bytes=room.disk_bytes // total)
+        if cut.prefix is None:
+            return _plain(network, stage, images, xla, told)
+        cost = _cached(network, cut, stage, images, xla, room)
+        cost = dataclasses.replace(cost, most_bytes=room.disk_bytes // total, reason=f"cut lower: {told}")
+    else:
+        cost = _cached(network, cut, stage, images, xla, room)
+    if asked == "cached" or stage.frontier != "exact":
+        return dataclasses.replace(cost, reason="asked for")
+    if cost.other_seconds is not None and cost.seconds <= cost.other_seconds:
+        return cost
+    plain = _plain(network, stage, images, xla, "reading features would cost more than computing them")
+    if plain.seconds <= cost.seconds:
+        return dataclasses.replace(plain, other_seconds=cost.seconds)
+    return dataclasses.replace(cost, other_seconds=plain.seconds)
+
+
+def _plain(network: Network, stage: Stage, images: Mapping[str, int], xla: bool, reason: str) -> Cost:
+    times = training.time_steps(network, stage, xla=xla)
+    image = times.step_seconds / stage.batch_size
+    seconds = times.first_step_seconds + image * (_trained(images, stage) + FORWARD * _answered(images, stage))
+    return Cost("plain", reason, seconds, None, times.step_seconds, times.first_step_seconds)
+
+
+def _cached(
+    network: Network, cut: frontier.Cut, stage: Stage, images: Mapping[str, int], xla: bool, room: Room
+) -> Cost:
+    """The cost with features; the other is the least the plain engine could take: the same steps, prefix included."""
+    pass_image = prefix.seconds_per_image(cut, xla=False, size=network.model.input_shape[1])
+    training.compile_model(cut.suffix, stage, xla)
+    rows = _random_rows(cut, stage.batch_size, network.model.output_shape[-1])
+    first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, STEPS, time.perf_counter)
+    trained, answered = _trained(images, stage), _answered(images, stage)
+    suffix = first + step / stage.batch_size * (trained + FORWARD * answered)
+    fits = cut.image_bytes * sum(images.values()) <= room.memory_bytes
+    reading = 0.0 if fits else cut.image_bytes / DISK_BYTES_PER_SECOND * (trained + answered)
+    return Cost(
+        engine="cached",
+        reason="cheaper",
+        seconds=pass_image * sum(images.values()) + reading + suffix,
+        other_seconds=pass_image * (trained + answered) + suffix,
+        step_seconds=step,
+        first_step_seconds=first,
+        image_seconds=pass_image,
+        image_bytes=cut.image_bytes,
+    )
+
+
+def _trained(images: Mapping[str, int], stage: Stage) -> int:
+    """Images that pass through training steps."""
+    return stage.epochs * images["train"]
+
+
+def _answered(images: Mapping[str, int], stage: Stage) -> int:
+    """Images that the network is asked about: validation after each epoch, everything at the end."""
+    return stage.epochs * images["validation"] + sum(images.values())
+
+
+def _random_rows(cut: frontier.Cut, count: int, units: int) -> cached.Rows:
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    features = tuple(
+        rng.random((count, *shape), np.float32).astype(tf.as_dtype(dtype).as_numpy_dtype)
+        for shape, dtype in zip(cut.feature_shapes, cut.feature_dtypes, strict=True)
+    )
+    return cached.Rows(features, rng.integers(0, max(2, units), count, dtype=np.int32))

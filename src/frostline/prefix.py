@@ -1,0 +1,317 @@
+"""The pass: what the frozen part of a network says about the images of a data set, computed once into files."""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from frostline import device, features, machine, models
+from frostline.frontier import Cut
+from frostline.models import Network
+
+SAMPLE = 32
+TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
+Program = Callable[[Any], list[Any]]
+Write = Callable[[str, tuple[np.ndarray, ...]], None]
+Report = Callable[[int, int], None]
+
+
+class FeaturesDiffer(Exception):
+    """Features are not what the whole network computes."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A frontier whose features are needed: the network it was found in, and the key they are kept under.
+
+    `layers` are checksums of the layers below by name; two frontiers that agree on theirs share a pass.
+    """
+
+    network: Network
+    cut: Cut
+    key: str
+    layers: dict[str, str]
+
+
+def need(network: Network, cut: Cut, data: Mapping[str, Any], xla: bool) -> Need:
+    """The features that a cut of a network calls for on the images that `data` identifies, by a program with or
+    without XLA."""
+    assert cut.prefix is not None
+    layers = {layer.name: _digest(layer) for layer in cut.prefix.layers}
+    versions = {name: machine.versions()[name] for name in ("tensorflow", "keras")}
+    graph = _without_trainable(cut.prefix.get_config())
+    parts = {"layers": layers, "graph": graph, "boundary": cut.boundary, "data": data}
+    program = {"precision": _precision(network), "xla": xla, "mode": cut.mode, "device": device.kind()}
+    return Need(network, cut, features.key({**parts, **program, **versions}), layers)
+
+
+def compute(
+    needs: Iterable[Need],
+    splits: Mapping[str, np.ndarray],
+    *,
+    xla: bool,
+    about: Mapping[str, Any],
+    limit_bytes: int | None = None,
+    report: Report = lambda done, total: None,
+) -> set[str]:
+    """Make the features that are not there yet of uint8 images [N, H, W, 3]; returns the keys computed now.
+
+    Frontiers below others are computed in one pass with them. Raises UserError when the disk has no room.
+    """
+    computed: set[str] = set()
+    missing = {n.key: n for n in needs if features.about(n.key) is None}
+    for together in _nested(sorted(missing.values(), key=lambda n: -len(n.layers))):
+
+        def run(writers: Mapping[str, Write], together: list[Need] = together) -> dict[str, Any]:
+            told = _run([n for n in together if n.key in writers], splits, writers, xla, report)
+            computed.update(writers)
+            return told
+
+        _write_all(sorted(together, key=lambda n: n.key), {}, run, splits, about, limit_bytes)
+    return computed
+
+
+def verify(network: Network, cut: Cut, images: np.ndarray, rows: tuple[np.ndarray, ...]) -> float:
+    """Largest difference between features and those the whole network computes in float32 TensorFlow for the same
+    images, relative to the largest of them; raises FeaturesDiffer above the tolerance of the network's precision."""
+    expected = _call(_whole(network, cut), images)
+    worst = max(_difference(a, b) for a, b in zip(rows, expected, strict=True))
+    tolerance = TOLERANCE[_precision(network)]
+    if not worst <= tolerance:
+        raise FeaturesDiffer(
+            f"features at {', '.join(cut.boundary)} differ by {worst:.2g} of the largest from those of the whole "
+            f"network, more than {tolerance:g}"
+        )
+    return worst
+
+
+def seconds_per_image(cut: Cut, *, xla: bool, size: int, repeats: int = 3) -> float:
+    """Seconds the prefix takes for one of many random images of `size` pixels, tracing and compiling left out."""
+    assert cut.prefix is not None
+    program, count = _program(cut.prefix, xla), images_per_call(size)
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    _call(program, images)
+    taken = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        _call(program, images)
+        taken.append(time.perf_counter() - before)
+    return statistics.median(taken) / count
+
+
+def images_per_call(size: int) -> int:
+    """How many images of `size` pixels the pass gives to the program at once: bench/NOTES.md."""
+    return min(64, max(16, 2**18 // size**2))
+
+
+# -- identity ------------------------------------------------------------------------------------------
+
+
+def _digest(layer: Any) -> str:
+    digest = hashlib.sha256(json.dumps(_without_trainable(layer.get_config()), sort_keys=True, default=str).encode())
+    for weight in layer.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _without_trainable(config: Any) -> Any:
+    """A configuration without what a freeze mask sets, which changes nothing below a frontier."""
+    if isinstance(config, dict):
+        return {k: _without_trainable(v) for k, v in config.items() if k != "trainable"}
+    return [_without_trainable(v) for v in config] if isinstance(config, (list, tuple)) else config
+
+
+def _precision(network: Network) -> str:
+    return network.model.get_layer("scaling").dtype_policy.name
+
+
+# -- the pass ------------------------------------------------------------------------------------------
+
+
+def _nested(needs: Sequence[Need]) -> list[list[Need]]:
+    """Frontiers, highest first, by those that lie in one of them and are computed with it."""
+    groups: list[list[Need]] = []
+    for n in needs:
+        home = next((g for g in groups if n.layers.items() <= g[0].layers.items() and _found(g[0], n)), None)
+        if home:
+            home.append(n)
+        else:
+            groups.append([n])
+    return groups
+
+
+def _found(outer: Need, inner: Need) -> list[Any]:
+    """The tensors of a lower frontier in the prefix of a higher one; none where a layer is called more than once."""
+    assert outer.cut.prefix
+    try:
+        return [outer.cut.prefix.get_layer(name).output for name in inner.cut.boundary]
+    except (ValueError, AttributeError):
+        return []
+
+
+def _write_all(
+    needs: list[Need],
+    writers: dict[str, Write],
+    run: Callable[[Mapping[str, Write]], dict[str, Any]],
+    splits: Mapping[str, np.ndarray],
+    about: Mapping[str, Any],
+    limit_bytes: int | None,
+) -> dict[str, Any]:
+    """Open an entry for each need, in the order of their keys, which every process keeps, and run the pass into all.
+
+    Returns what the pass tells of each key. An entry that another process finished meanwhile is left out.
+    """
+    if not needs:
+        return run(writers) if writers else {}
+    first, rest = needs[0], needs[1:]
+    told: dict[str, Any] = {}
+
+    def fill(write: Write) -> dict[str, Any]:
+        told.update(_write_all(rest, {**writers, first.key: write}, run, splits, about, limit_bytes))
+        return told[first.key]
+
+    cut = first.cut
+    layout = features.Layout({name: len(x) for name, x in splits.items()}, cut.feature_shapes, cut.feature_dtypes)
+    what = {**about, "boundary": list(cut.boundary), "mode": cut.mode, "precision": _precision(first.network)}
+    if not features.compute(first.key, layout, what, fill, limit_bytes=limit_bytes):
+        told.update(_write_all(rest, writers, run, splits, about, limit_bytes))
+    return told
+
+
+def _run(
+    needs: list[Need], splits: Mapping[str, np.ndarray], writers: Mapping[str, Write], xla: bool, report: Report
+) -> dict[str, Any]:
+    """One pass over all images into the writers; what it tells of each key are the program and the seconds.
+
+    A frontier below another is given the share of the pass that its own prefix would take.
+    """
+    import keras
+
+    before = time.perf_counter()
+    highest = needs[0].cut.prefix
+    assert highest is not None
+    outputs = [*highest.outputs, *(tensor for n in needs[1:] for tensor in _found(needs[0], n))]
+    program, name = _accurate(needs[0], keras.Model(highest.inputs, outputs), splits["train"][:SAMPLE], xla)
+    dtypes = [dtype for n in needs for dtype in n.cut.feature_dtypes]
+    total, done = sum(len(images) for images in splits.values()), 0
+    for split, images in splits.items():
+        for rows in _batches(program, images, dtypes):
+            start = 0
+            for n in needs:
+                taken = len(n.cut.boundary)
+                writers[n.key](split, rows[start : start + taken])
+                start += taken
+            done += len(rows[0])
+            report(done, total)
+    seconds = time.perf_counter() - before
+    return {
+        n.key: {"program": name, "seconds": seconds * share} for n, share in zip(needs, _shares(needs), strict=True)
+    }
+
+
+def _shares(needs: list[Need]) -> list[float]:
+    """Time of each prefix alone, as a part of that of the highest."""
+    if len(needs) == 1:
+        return [1.0]
+    size = needs[0].network.model.input_shape[1]
+    times = [seconds_per_image(n.cut, xla=False, size=size) for n in needs]
+    return [min(1.0, x / times[0]) for x in times]
+
+
+def _batches(program: Program, images: np.ndarray, dtypes: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
+    """The program's answers for all images in order, two calls at a time on a CPU: bench/NOTES.md."""
+    import tensorflow as tf
+
+    def call(start: int) -> tuple[np.ndarray, ...]:
+        return tuple(
+            tf.cast(x, dtype).numpy()
+            for x, dtype in zip(program(tf.constant(images[start : start + count])), dtypes, strict=True)
+        )
+
+    count = images_per_call(images.shape[1])
+    streams = 1 if device.kind() == "gpu" else min(2, os.cpu_count() or 1)
+    with ThreadPoolExecutor(streams) as pool:
+        waiting: deque[Any] = deque()
+        for start in range(0, len(images), count):
+            waiting.append(pool.submit(call, start))
+            if len(waiting) > 2 * streams:  # the writer is never far behind, so memory does not grow
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+# -- programs ------------------------------------------------------------------------------------------
+
+
+def _program(model: Any, xla: bool) -> Program:
+    """A Keras model as a TensorFlow function in inference mode, which returns a list."""
+    import tensorflow as tf
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)], autograph=False, jit_compile=xla
+    )
+    def run(images: Any) -> list[Any]:
+        outputs = model(images, training=False)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    return run
+
+
+def _accurate(highest: Need, model: Any, images: np.ndarray, xla: bool) -> tuple[Program, str]:
+    """The program in the run's precision if its features are within the tolerance, else the one in float32."""
+    program, precision = _program(model, xla), _precision(highest.network)
+    name = f"TensorFlow {precision}{' XLA' if xla else ''}"
+    if precision == "float32":
+        return program, name
+    found = _call(program, images)[: len(highest.cut.boundary)]
+    whole = _call(_whole(highest.network, highest.cut), images)
+    if max(_difference(a, b) for a, b in zip(found, whole, strict=True)) <= TOLERANCE[precision]:
+        return program, name
+    exact = models.standard(highest.network.model)
+    return _program(_part(exact, [x.name for x in _operations_of(model)]), False), "TensorFlow float32"
+
+
+def _whole(network: Network, cut: Cut) -> Program:
+    """The features by the whole network in float32 TensorFlow, found by the names of its layers and not by the cut."""
+    exact = network.model if _precision(network) == "float32" else models.standard(network.model)
+    return _program(_part(exact, cut.boundary), False)
+
+
+def _part(model: Any, names: Sequence[str]) -> Any:
+    """The model up to the outputs of the operations called so; what is none of them is its input."""
+    import keras
+
+    operations = {x.name: x for x in model.operations}
+    outputs = [operations[name].output if name in operations else model.inputs[0] for name in names]
+    return keras.Model(model.inputs, outputs)
+
+
+def _operations_of(model: Any) -> list[Any]:
+    """The operation that made each output of a model."""
+    made = {id(x): operation for operation in model.operations for x in _outputs(operation)}
+    return [made[id(x)] for x in model.outputs]
+
+
+def _outputs(operation: Any) -> list[Any]:
+    import keras
+
+    return keras.tree.flatten(operation.output)
+
+
+def _call(program: Program, images: np.ndarray) -> list[np.ndarray]:
+    import tensorflow as tf
+
+    return [x.numpy() for x in program(tf.constant(images))]
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    largest = float(np.abs(b.astype(np.float32)).max())
+    return float(np.abs(a.astype(np.float32) - b.astype(np.float32)).max()) / (largest or 1.0)
