@@ -19,7 +19,7 @@ def bench_training_step(benchmark, freeze, precision):
     finally:
         device.configure("float32")
     mask = freezing.apply(network.model, network.groups, freeze.stages[0])
-    training.compile_model(network, freeze.stages[0], xla=False)
+    training.compile_model(network.model, freeze.stages[0], xla=False)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 5, BATCH, dtype=np.int32)

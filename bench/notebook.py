@@ -38,7 +38,6 @@ for layer in model.layers[: -TRAINS[configuration]]:
 model.compile("rmsprop", "sparse_categorical_crossentropy", metrics=["accuracy"])
 
 
-
 class Seconds(keras.callbacks.Callback):
     """What Keras's progress bar shows behind an epoch."""
 

@@ -24,6 +24,14 @@ name = "all"
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """No test reads or fills the cache of the person who runs it; children inherit this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FROSTLINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def tiny_study():
     return TINY_STUDY

@@ -30,6 +30,7 @@ def test_mistakes_are_one_line_and_status_two(capsys, tmp_path):
         (("run", "nothing"), "unknown study 'nothing'"),
         (("run", "digits", "--only", "outputt"), "did you mean 'output'?"),
         (("run", "digits", "--precision", "half"), "--precision half: there are: auto, float32"),
+        (("run", "digits", "--engine", "cache"), "--engine cache: did you mean 'cached'?"),
         (("table", tmp_path), "holds no records.jsonl"),
         (("export", tmp_path), "holds no finished run; type: frostline run STUDY"),
         (("infer", tmp_path), "holds no published model"),
@@ -44,6 +45,32 @@ def test_flags_that_are_no_numbers(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("run", "digits", *flag)
     assert flag[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GiB", 4 << 30), ("500MiB", 500 << 20), ("1.5KiB", 1536), ("0.5TiB", 1 << 39), ("1000", 1000), ("0", 0)],
+)
+def test_sizes(text, size):
+    assert cli.parser().parse_args(["run", "digits", "--features-memory", text]).features_memory == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "4GB", "4gib", "4 GiBs", "-1GiB", "four", "1.2.3MiB", "4GiBGiB", "1GMiB"])
+def test_what_is_no_size(text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("run", "digits", f"--features-memory={text}")
+    assert f"{text!r} is not a size, such as 500MiB or 4GiB" in capsys.readouterr().err
+
+
+def test_memory_and_engine_reach_the_harness(monkeypatch, tmp_path):
+    from frostline import harness, tables
+
+    seen = []
+    monkeypatch.setattr(tables, "plan", lambda found: "")
+    monkeypatch.setattr(harness, "dry_run", lambda study, options, places: seen.append((options, places)))
+    assert run("run", "digits", "--dry-run", "--engine", "cached,plain", "--features-memory", "1KiB") == 0
+    ((options, places),) = seen
+    assert options.engine == ("cached", "plain") and places.features_memory == 1024
 
 
 def test_only_of_export_must_exist(tmp_path, capsys):

@@ -1,11 +1,13 @@
 """The whole road on a tiny study, through the command itself, with its children."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 
@@ -35,7 +37,8 @@ epochs = 3
 optimizer = "sgd"
 learning_rate = 1e38
 """
-FLAGS = ("--precision", "float32", "--xla", "off", "--limit", "40")
+EXACT = ("--precision", "float32", "--xla", "off")
+FLAGS = (*EXACT, "--engine", "plain", "--limit", "40")
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,158 @@ def test_kill_minus_nine_loses_no_finished_run_and_leaves_no_child(place):
     assert "1 found finished" in again.stderr or "2 found finished" in again.stderr, again.stderr
     train = [json.loads(line) for line in log.read_text().splitlines() if '"kind": "train"' in line]
     assert sorted(record["outcome"] for record in train) == ["failed", "ok", "ok"]
+
+
+# -- features ------------------------------------------------------------------------------------------
+
+HEADS = """
+title = "Heads on one network"
+[data]
+dataset = "digits"
+classes = [5, 6]
+[backbone]
+name = "small_cnn"
+weights = "none"
+[train]
+epochs = 2
+batch_size = 8
+[[freeze]]
+name = "output"
+train = ["head/.*"]
+[[freeze]]
+name = "wide"
+train = ["head/.*"]
+head = { layers = [ { dense = 4 } ] }
+"""
+ALL = """
+[[freeze]]
+name = "all"
+"""
+
+
+def trained(results):
+    """The training records of a results folder."""
+    lines = (results / "records.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def engines(place):
+    """Two heads trained by both engines: records by configuration and engine asked for."""
+    (place / "heads.toml").write_text(HEADS)
+    flags = (*EXACT, "--engine", "cached,plain", "--limit", "40", "--no-export", "--results", "heads")
+    done = frostline(place, "run", "heads.toml", *flags)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert all(cell in text for cell in ("| features s |", "| cached, float32 |", "| plain, float32 |"))
+    return {(r["freeze"], r["engine_asked"]): r for r in trained(place / "heads")}
+
+
+def test_a_cached_study_computes_features_once_and_proves_them(engines):
+    output, wide = engines["output", "cached"], engines["wide", "cached"]
+    for record in (output, wide):
+        assert (record["outcome"], record["engine"], record["frontier"]) == ("ok", "cached", "exact")
+        assert 0 <= record["features_difference"] < 1e-4
+        (stage,) = record["stages"]
+        assert stage["engine"] == "cached" and stage["frontier"] and stage["proof"]["before"] == stage["proof"]["after"]
+        assert record["total_seconds"] > record["features_seconds"] > 0  # the whole pass, whoever made it
+    assert (output["features_reused"], wide["features_reused"]) == (False, True)
+    assert output["features_seconds"] == wide["features_seconds"]
+    assert output["features"][0]["key"] == wide["features"][0]["key"]
+
+
+def test_plain_runs_have_no_features(engines):
+    for name in ("output", "wide"):
+        record = engines[name, "plain"]
+        assert (record["engine"], record["features"], record["frontier"]) == ("plain", [], None)
+        assert record["features_seconds"] is record["features_difference"] is record["features_reused"] is None
+
+
+@pytest.mark.parametrize("name", ["output", "wide"])
+def test_both_engines_train_to_the_same_weights_and_accuracy(place, engines, name):
+    cached, plain = (read_weights(place, engines[name, engine]) for engine in ("cached", "plain"))
+    assert cached.keys() == plain.keys() and len(plain) >= 6
+    for path, b in plain.items():
+        assert np.linalg.norm(cached[path] - b) <= 1e-4 * np.linalg.norm(b), path
+    for split in ("train", "validation", "test"):
+        assert engines[name, "cached"][f"{split}_top1"] == engines[name, "plain"][f"{split}_top1"]
+    assert engines[name, "cached"]["test_loss"] == pytest.approx(engines[name, "plain"]["test_loss"], rel=1e-4)
+
+
+def read_weights(place, record):
+    """The weights a run kept, by their path in its file."""
+    found = {}
+
+    def keep(path, item):
+        if isinstance(item, h5py.Dataset) and item.dtype == np.float32:
+            found[path] = item[()]
+
+    with h5py.File(place / "heads" / "runs" / record["run"] / "weights.weights.h5") as file:
+        file.visititems(keep)
+    return found
+
+
+def test_another_study_finds_the_features_and_ctrl_c_keeps_what_is_finished(place, engines):
+    (place / "other.toml").write_text(HEADS + ALL)
+    flags = (*EXACT, "--engine", "cached", "--limit", "40", "--seeds", "0,1", "--no-export", "--results", "other")
+    process = start(place, "run", "other.toml", *flags)
+    log = place / "other" / "records.jsonl"
+    wait_until(lambda: log.exists() and log.read_text().count("\n") > 0, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    kept = trained(place / "other")
+    again = frostline(place, "run", "other.toml", *flags)
+    assert again.returncode == 0 and f"{6 - len(kept)} runs done, {len(kept)} found finished" in again.stderr
+    records = {(r["freeze"], r["seed"]): r for r in trained(place / "other")}
+    assert len(records) == 6 and [r["run"] for r in trained(place / "other")][: len(kept)] == [r["run"] for r in kept]
+    earlier = engines["output", "cached"]
+    for name in ("output", "wide"):
+        record = records[name, 0]
+        assert record["features_reused"] and record["features_seconds"] == earlier["features_seconds"]
+        assert record["total_seconds"] > record["features_seconds"]
+        assert record["features"][0]["key"] != records[name, 1]["features"][0]["key"]  # fresh weights of another seed
+    assert {records["all", seed]["engine"] for seed in (0, 1)} == {"plain"}  # nothing of it is frozen
+
+
+def test_two_commands_at_once_after_one_that_was_killed_in_the_pass(place, tmp_path):
+    """Nothing half-made is used: one of the two computes the features, the other waits for them."""
+    (place / "heads.toml").write_text(HEADS)
+    env = {**os.environ, "FROSTLINE_CACHE": str(tmp_path)}
+    flags = ("--only", "output", *EXACT, "--engine", "cached", "--limit", "200", "--no-export", "--results")
+    killed = start(place, "run", "heads.toml", *flags, "killed_in_pass", env=env)
+    wait_until(lambda: list(tmp_path.glob("features/.*.*/train.*")), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not list(tmp_path.glob("features/[0-9a-f]*/about.json")) and not trained_or_nothing(place / "killed_in_pass")
+    both = [start(place, "run", "heads.toml", *flags, name, env=env) for name in ("killed_in_pass", "beside_it")]
+    assert [process.wait() for process in both] == [0, 0]
+    found = [record for name in ("killed_in_pass", "beside_it") for record in trained(place / name)]
+    assert [r["outcome"] for r in found] == ["ok", "ok"] and sorted(r["features_reused"] for r in found) == [
+        False,
+        True,
+    ]
+    assert found[0]["test_loss"] == found[1]["test_loss"]
+    (entry,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
+    assert entry.name == found[0]["features"][0]["key"] and (entry / "about.json").is_file()
+
+
+def trained_or_nothing(results):
+    return trained(results) if (results / "records.jsonl").exists() else []
+
+
+def start(place, *args, env=None):
+    """A command in a process group of its own."""
+    command = [sys.executable, "-m", "frostline.cli", *map(str, args)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=place, env=env, start_new_session=True, **quiet)
+
+
+def wait_until(condition, process):
+    """Until it holds, while the process runs."""
+    limit = time.monotonic() + 240
+    while not condition() and time.monotonic() < limit:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.01)
 
 
 @pytest.fixture

@@ -78,12 +78,32 @@ def test_lists_of_precision_and_xla_are_variants(tiny_study):
     assert len({r.configuration for r in planned}) == 4
 
 
+def test_a_list_of_engines_is_one_variant_each_named_by_it(tiny_study):
+    planned = runs(tiny_study, Options(only=("all",), engine=("plain", "cached")))
+    assert [(r.variant, r.engine) for r in planned] == [("plain", "plain"), ("cached", "cached")]
+    assert planned[1].model == "tiny.all.cached" and planned[0].configuration != planned[1].configuration
+    both = runs(tiny_study, Options(only=("all",), engine=("plain", "cached"), xla=("off", "on")))
+    assert [r.variant for r in both] == [
+        "auto-xla_off-plain", "auto-xla_off-cached", "auto-xla_on-plain", "auto-xla_on-cached",
+    ]  # fmt: skip
+
+
+def test_the_engine_of_a_study_is_inherited_and_the_flag_replaces_it(tiny_study):
+    text = tiny_study.replace("[train]", '[train]\nengine = "cached"') + 'engine = ["plain", "auto"]\n'
+    assert [(r.freeze.name, r.engine) for r in runs(text)] == [("output", "cached"), ("all", "plain"), ("all", "auto")]
+    assert {r.engine for r in runs(text, Options(engine=("plain",)))} == {"plain"}
+    pretrained = with_pretrain(text.replace('engine = ["plain", "auto"]\n', ""))
+    asked = {r.freeze.name: r.engine for r in runs(pretrained, Options(engine=("cached", "plain")))}
+    assert asked["pretrain"] == "cached"  # one of them, for it is trained once
+
+
 CHANGES = [
     Options(limit=10),
     Options(epochs=1),
     Options(weights="x.h5"),
     Options(precision=("float32",)),
     Options(xla=("on",)),
+    Options(engine=("cached",)),
 ]
 
 
@@ -91,6 +111,11 @@ CHANGES = [
 def test_each_flag_that_changes_an_experiment_changes_its_identity(tiny_study, options):
     plain, changed = runs(tiny_study)[0], runs(tiny_study, options)[0]
     assert plain.identity != changed.identity and plain.configuration != changed.configuration
+
+
+def test_the_frontier_mode_changes_the_identity(tiny_study):
+    other = tiny_study.replace("[train]", '[train]\nfrontier = "inference_prefix"')
+    assert runs(tiny_study)[0].identity != runs(other)[0].identity
 
 
 def test_a_weights_file_counts_by_its_content(tiny_study):
@@ -120,6 +145,7 @@ def test_seeds_share_a_configuration(tiny_study):
         (Options(only=("al",)), r"--only al: tiny has no such configuration; did you mean 'all'\?"),
         (Options(precision=("float23",)), r"--precision float23: did you mean 'float32'\?"),
         (Options(xla=("maybe",)), r"--xla maybe: there are: auto, on, off"),
+        (Options(engine=("cache",)), r"--engine cache: did you mean 'cached'\?"),
     ],
 )
 def test_flags_that_fit_nothing(tiny_study, options, message):

@@ -43,6 +43,28 @@ def test_precision_and_xla_are_inherited_by_all_runs(tiny_study):
     assert (study.pretrain.freeze.precision, study.pretrain.freeze.xla) == (("float32",), ("off",))
 
 
+def test_engines_are_inherited_by_all_runs(tiny_study):
+    study = parse(
+        tiny_study.replace("epochs = 1", 'epochs = 1\nengine = ["cached", "plain"]'),
+        new='engine = "auto"\n[pretrain]\nclasses = [0, 1]\nengine = "plain"',
+    )
+    assert [f.engine for f in study.freeze] == [("cached", "plain"), ("auto",)]
+    assert study.pretrain.freeze.engine == ("plain",)
+    assert parse(tiny_study).freeze[0].engine == ("auto",)
+
+
+def test_the_frontier_mode_is_each_stages_own(tiny_study):
+    study = parse(
+        tiny_study,
+        new="""
+        frontier = "inference_prefix"
+        stages = [ { train = ["head/.*"] }, { frontier = "exact" } ]
+        """,
+    )
+    assert [stage.frontier for stage in study.freeze[1].stages] == ["inference_prefix", "exact"]
+    assert study.freeze[0].stages[0].frontier == "exact"
+
+
 def test_a_pretraining_takes_the_named_head_of_the_study(tiny_study):
     study = parse(tiny_study.replace("[data]", 'head = "linear"\n[data]', 1), new="[pretrain]\nclasses = [0, 1]")
     assert study.pretrain.freeze.head == study.freeze[0].head == "linear"
@@ -76,6 +98,13 @@ def test_head_layers(tiny_study):
         ('name = "all"', "", r"has no name"),
         ('name = "all"', 'name = "all"\nhead = "inherit"', r"there is none"),
         ('name = "all"', 'name = "all"\nprecision = "fp16"', r"there are: auto, float32, mixed_bfloat16"),
+        ('name = "all"', 'name = "all"\nengine = "cache"', r"'all': engine = 'cache'; did you mean 'cached'\?"),
+        ('name = "all"', 'name = "all"\nengine = []', r"one or several different of: auto, cached, plain"),
+        ('name = "all"', 'name = "all"\nengine = ["plain", "plain"]', r"one or several different of: auto, cached"),
+        ("batch_size = 16", 'engine = "fast"', r"engine = 'fast'; there are: auto, cached, plain"),
+        ("batch_size = 16", 'frontier = "exakt"', r"frontier = 'exakt'; did you mean 'exact'\?"),
+        ("batch_size = 16", 'frontier = ["exact"]', r"frontier = \['exact'\]; did you mean 'exact'\?"),
+        ('name = "all"', 'name = "all"\nstages = [ { engine = "plain" } ]', r"stages\[0\]: unknown key 'engine'"),
         ('name = "all"', 'name = "all"\nstages = []', r"stages is empty"),
         ('name = "all"', 'name = "all"\nreported = { top2 = 1 }', r"unknown key 'top2'; did you mean 'top1'\?"),
         ('title = "tiny"', "seeds = [1, 1]", r"different whole numbers"),

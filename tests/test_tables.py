@@ -20,9 +20,17 @@ def train(freeze, seed, trainable=10, total=10.0, top1=0.5, **more):
         "total_seconds": total, "process_start_seconds": 5.0, "images_per_second": 50.0, "peak_memory_bytes": 1 << 30,
         "device_peak_memory_bytes": None, "time": f"t{seed}", "marginal_seconds": 20.0,
         "stages": [{"frozen": [] if trainable == 1000 else ["conv"]}], "train_top1": top1,
-        "train_running_top1": top1, "train_loss": 1.0,
+        "train_running_top1": top1, "train_loss": 1.0, "frontier": None, "features_difference": None,
+        "features_bytes": None,
         "validation_top1": top1, "validation_loss": 1.0, "test_top1": top1, "test_loss": 1.0, "machine": MACHINE,
     } | more  # fmt: skip
+
+
+def cached(freeze, seed, **more):
+    """A run on features: a pass of 3 s, half of which another run had saved it."""
+    facts = {"engine": "cached", "frontier": "exact", "features_seconds": 3.0, "features_reused": seed > 0,
+             "features_difference": 2e-7 * (seed + 1), "features_bytes": 1 << 20, "engine_asked": "auto"}  # fmt: skip
+    return train(freeze, seed, **facts | more)
 
 
 def failed(freeze, seed, reason="NotFinite: the loss became nan"):
@@ -42,7 +50,7 @@ def infer(model, runtime, batch=1, **more):
 
 
 CELLS = [
-    {"freeze": f, "precision": p, "xla": x, "step_seconds": s, "first_step_seconds": 1.0, "outcome": o, "reason": None}
+    {"freeze": f, "precision": p, "xla": x, "step_seconds": s, "engine": "plain", "outcome": o, "reason": None}
     for f, p, x, s, o in [
         ("output", "float32", "off", 0.0101, "ok"),
         ("output", "float32", "on", None, "given up"),
@@ -96,14 +104,83 @@ def lines(form="github", records=RECORDS):
 
 def test_training_table_with_failed_cells():
     text = lines()
-    output = "| output | 10 | 1,000 | 1.00 % | 1.00 ± 0.00 (2) | 2.00 ± 0.00 (2) | 15.0 ± 7.1 (2) | 5.0 ± 0.0 (2)"
-    assert f"{output} | 50 ± 0 (2) | 1,024 ± 0 (2) | 4.00 | float32 |" in text
-    assert "| all | 1,000 | 1,000 | 100.00 % | 1.00 | 2.00 | 60.0 | 5.0 | 50 | 1,024 | 1.00 | float32 |" in text
-    assert "| broken | - | - | - | failed | failed | failed | failed | failed | failed | - | float32 |" in text
+    output = "| output | 10 | 1,000 | 1.00 % | 1.00 ± 0.00 (2) | 2.000 ± 0.000 (2) | 15.0 ± 7.1 (2) | 20.0 ± 0.0 (2)"
+    assert f"{output} | 5.0 ± 0.0 (2) | 50 ± 0 (2) | 1,024 ± 0 (2) | 4.00 | plain, float32 |" in text
+    everything = "| all | 1,000 | 1,000 | 100.00 % | 1.00 | 2.000 | 60.0 | 20.0 | 5.0 | 50 | 1,024 | 1.00"
+    assert f"{everything} | plain, float32 |" in text
+    assert (
+        "| broken | - | - | - | failed | failed | failed | failed | failed | failed | failed | - | plain, float32 |"
+        in text
+    )
     assert "| output | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) | 1.0000 ± 0.0000 (2) |" in text
     assert "all: seed 1: NotFinite: the loss became nan." in text
     assert "broken: seed 0: killed by the system, most likely for want of memory." in text
     assert any(line.startswith("a CPU, 2 cores, no GPU; frostline 0.1.0, keras 3.15.1;") for line in text)
+
+
+MIXED = [
+    cached("output", 0, total=10.0, marginal_seconds=10.0),
+    cached("output", 1, total=10.0, marginal_seconds=2.0),
+    cached("dense", 0, total=12.0, marginal_seconds=3.0, xla=True),
+    failed("dense", 1),
+    train("all", 0, trainable=1000, total=60.0),
+    failed("broken", 0, "MemoryError: x"),
+]
+
+
+def test_training_table_with_cached_plain_and_failed_rows():
+    text = lines(records=MIXED)
+    head = "| freeze | trainable | total | share | first step s | features s | epoch s | total s | added s | start s"
+    assert f"{head} | images/s | peak MiB | speed-up | ran as |" in text
+    for row, seconds, rest in [
+        ("output | 10 | 1,000 | 1.00 % | 1.00 ± 0.00 (2)", "3.00 ± 0.00 (2) | 2.000 ± 0.000 (2) | 10.0 ± 0.0 (2)",
+         "6.0 ± 5.7 (2) | 5.0 ± 0.0 (2) | 50 ± 0 (2) | 1,024 ± 0 (2) | 6.00 | cached, float32"),
+        ("dense | 10 | 1,000 | 1.00 % | 1.00", "3.00 | 2.000 | 12.0",
+         "3.0 | 5.0 | 50 | 1,024 | 5.00 | cached, float32 + XLA"),
+        ("all | 1,000 | 1,000 | 100.00 % | 1.00", "- | 2.000 | 60.0",
+         "20.0 | 5.0 | 50 | 1,024 | 1.00 | plain, float32"),
+        ("broken | - | - | - | failed", "failed | failed | failed",
+         "failed | failed | failed | failed | - | plain, float32"),
+    ]:  # fmt: skip
+        assert f"| {row} | {seconds} | {rest} |" in text
+    assert "dense: seed 1: NotFinite: the loss became nan." in text
+    assert any("differed by 3.0e-07 of the largest at most." in line for line in text)  # the mean of two seeds
+    assert not any("‡" in line for line in text)
+
+
+def test_where_nothing_was_cached_the_caption_says_nothing_of_features():
+    assert not any("features" in line for line in lines(records=[train("output", 0)]))
+
+
+def test_rows_without_dropout_below_the_frontier_are_marked():
+    text = lines(records=[cached("output", 0, frontier="inference_prefix"), cached("dense", 0)])
+    assert any(line.startswith("| output ‡ |") for line in text) and any(line.startswith("| dense |") for line in text)
+    assert any(line.startswith("‡ inference_prefix: what is frozen ran as in inference") for line in text)
+    both = lines(records=[cached("output", 0, frontier="inference_prefix", protocol="document")])
+    assert any(line.startswith("| output † ‡ |") for line in both)
+
+
+def test_json_tells_engine_frontier_and_features():
+    rows = json.loads(tables.render(MIXED, "json"))
+    output, dense, everything, broken = rows
+    assert (output["engine"], output["frontier"], output["features_bytes"]) == ("cached", "exact", 1 << 20)
+    assert output["features_seconds"] == 3.0 and output["features_difference"] == pytest.approx(3e-7)
+    assert output["marginal_seconds"] == 6.0 and output["engine_asked"] == "auto" and dense["failed_seeds"] == [1]
+    for row in (everything, broken):
+        assert (row["engine"], row["frontier"], row["features_seconds"], row["features_bytes"]) == (
+            "plain", None, None, None,
+        )  # fmt: skip
+
+
+def test_each_engine_asked_for_shows_its_own_step_times():
+    cells = [{**CELLS[0], "engine_asked": engine, "engine": engine, "step_seconds": s}
+             for engine, s in [("plain", 0.01), ("cached", 0.001)]]  # fmt: skip
+    variants = {engine: {"variant": engine, "configuration": engine, "engine_asked": engine} for engine in
+                ("plain", "cached")}  # fmt: skip
+    records = [{"kind": "choice", "study": "toy", "cells": cells}, train("output", 0, **variants["plain"]),
+               cached("output", 0, **variants["cached"])]  # fmt: skip
+    text = lines(records=records)
+    assert "| output (plain) | 10.00* |" in text and "| output (cached) | 1.00* |" in text
 
 
 def test_without_a_row_that_freezes_nothing_there_is_no_speed_up():
@@ -113,7 +190,8 @@ def test_without_a_row_that_freezes_nothing_there_is_no_speed_up():
 
 def test_step_table_marks_the_choice_and_shows_what_was_given_up():
     text = lines()
-    assert "| output | 10.1* | given up |" in text and "| all | 20.0* | not tried |" in text
+    assert "| freeze | float32, XLA off, ms | float32, XLA on, ms |" in text
+    assert "| output | 10.10* | given up |" in text and "| all | 20.00* | not tried |" in text
 
 
 def test_serving_tables_time_a_graph_once_and_score_every_model():
@@ -179,6 +257,41 @@ def test_latex_and_plain():
         assert inside or line.startswith("%"), line
         inside = inside and not line.startswith(r"\end{tabular}")
     assert "toy: what training costs - A toy" in lines("plain")
+
+
+def cost(engine, seconds, other=None, image_bytes=None, reason="cheaper"):
+    return {"engine": engine, "reason": reason, "seconds": seconds, "other_seconds": other, "image_bytes": image_bytes}
+
+
+def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1):
+    """What a dry run found of a configuration."""
+    stage = {"trainable_params": 10, "total_params": 1000, "trained": ["output"], "frozen": ["conv_1", "conv_2"],
+             "batch_norm": "none", "frontier": list(frontier), "feature_shapes": list(shapes)}  # fmt: skip
+    images = {"train": 600, "validation": 200, "test": 200}
+    return {"freeze": freeze, "variant": variant, "stages": [stage] * len(estimate), "estimate": estimate,
+            "images": images, "memory_bytes": 512 << 20, "seeds": seeds}  # fmt: skip
+
+
+def test_a_dry_run_tells_engine_features_time_and_why():
+    found = [
+        checked("output", [cost("cached", 2.0, 30.0, 4096)], ["pool"], [(8, 128)], seeds=3),
+        checked("all", [cost("plain", 50.0, reason="asked for")], variant="plain"),
+        checked("two", [cost("cached", 4.0, 8.0, 1 << 20), cost("plain", 6.0, reason="why not")], ["a", "b"],
+                [(4,), (2, 2, 3)]),
+    ]  # fmt: skip
+    text = [" ".join(line.split()) for line in tables.plan(found).splitlines()]
+    assert (
+        text[0]
+        == "freeze stage trainable total trains frozen BatchNorm frontier engine features MiB all seeds memory MiB"
+    )
+    assert "output 1 10 1,000 output conv_1, conv_2 none pool 8×128 cached 3.9 6 s 512" in text
+    assert "all (plain) 1 10 1,000 output conv_1, conv_2 none - plain - 50 s 512" in text
+    assert "two 1 10 1,000 output conv_1, conv_2 none a 4, b 2×2×3 cached 1,000.0" in text
+    assert "2 10 1,000 output conv_1, conv_2 none a 4, b 2×2×3 plain - 10 s 512" in text
+    assert "output, stage 1: cached, cheaper (2.0 s against at least 30 s)." in text
+    assert "all (plain), stage 1: plain, asked for." in text
+    assert "two, stage 2: plain, why not." in text
+    assert any(line.startswith("About 66 s of training in all") for line in text)
 
 
 def test_no_records():

@@ -79,15 +79,33 @@ def test_the_same_seed_trains_to_the_same_weights_and_another_does_not(split):
     assert not np.array_equal(weights(1), weights(2))
 
 
-def test_every_image_is_shown_once_an_epoch_in_a_new_order(split):
-    batches = training._batches(split, 16, seed=0, stage=1)
-    assert len(batches) == 3
-    epochs = []
-    for _ in range(2):
-        epochs.append(np.concatenate([batches[i][0] for i in range(3)]))
-        batches.on_epoch_end()
-    assert len(epochs[0]) == 40 and not np.array_equal(*epochs)
-    assert np.array_equal(*(np.sort(e.reshape(40, -1), axis=0) for e in epochs))
+def test_every_image_is_shown_once_an_epoch_in_a_new_order():
+    orders = [
+        training.order(40, seed, stage, epoch) for seed, stage, epoch in [(0, 1, 0), (0, 1, 1), (0, 2, 0), (1, 1, 0)]
+    ]
+    assert all(np.array_equal(np.sort(order), np.arange(40)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert np.array_equal(training.order(40, 0, 1, 1), orders[1])
+
+
+def test_fit_shows_the_images_in_our_order(split):
+    """Over two epochs and two stages, the last partial batch kept: Keras neither shuffles nor drops any."""
+    import tensorflow as tf
+
+    numbered = Split(np.zeros((40, 8, 8, 3), np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None, None],
+                     split.labels, split.keys)  # fmt: skip
+    net, seen = network(), []
+    step = net.model.train_step
+
+    def watched(data):
+        with tf.control_dependencies([tf.py_function(lambda x: seen.append(x.numpy()), [data[0][:, 0, 0, 0]], [])]):
+            return step(data)
+
+    net.model.train_step = watched
+    fit(net, numbered, Stage(epochs=2, batch_size=16), Stage(epochs=1, batch_size=32), seed=5)
+    assert [len(batch) for batch in seen] == [16, 16, 8] * 2 + [32, 8]
+    expected = [training.order(40, 5, stage, epoch) for stage, epoch in [(1, 0), (1, 1), (2, 0)]]
+    assert np.array_equal(np.concatenate(seen), np.concatenate(expected))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(split):

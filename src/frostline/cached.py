@@ -44,7 +44,7 @@ def fit(
     import keras
 
     _create_variables(model, train)
-    step, test = _program(model, model.train_step), _program(model, model.test_step)
+    step, test = _steps(model, batch_size), _program(model.test_step, False)
     calls = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, verbose=0)
     before = read()
     _compile(step, train, len(train), batch_size)
@@ -79,7 +79,7 @@ def predict(model: Any, features: Sequence[np.ndarray], batch_size: int) -> np.n
 def time_steps(model: Any, rows: Rows, batch_size: int, count: int, read: Callable[[], float]) -> tuple[float, float]:
     """Seconds of tracing and compiling a compiled model's step, and seconds a step of `count` on one batch."""
     _create_variables(model, rows)
-    step = _program(model, model.train_step)
+    step = _steps(model, batch_size)
     again = np.tile(np.arange(batch_size), count)
     before = read()
     _compile(step, rows, len(again), batch_size)
@@ -92,8 +92,18 @@ def time_steps(model: Any, rows: Rows, batch_size: int, count: int, read: Callab
 # -- one pass over the rows --------------------------------------------------------------------------
 
 
-def _program(model: Any, one: Callable[[Any], Any]) -> Any:
-    """`count` steps as one program, on stacked batches: features [K, B, ...] and labels [K, B]."""
+def _steps(model: Any, batch_size: int) -> Callable[..., Any]:
+    """The program of training steps; a partial batch, met once an epoch, is not worth a compilation by XLA."""
+    full, partial = _program(model.train_step, bool(model.jit_compile)), _program(model.train_step, False)
+
+    def steps(features: Any, labels: Any, count: Any) -> None:
+        (full if labels.shape[1] == batch_size else partial)(features, labels, count)
+
+    return steps
+
+
+def _program(one: Callable[[Any], Any], xla: bool) -> Any:
+    """`count` calls of a step as one program, on stacked batches: features [K, B, ...] and labels [K, B]."""
     import tensorflow as tf
 
     def body(i: Any, features: Any, labels: Any) -> Any:
@@ -103,7 +113,7 @@ def _program(model: Any, one: Callable[[Any], Any]) -> Any:
     def steps(features: Any, labels: Any, count: Any) -> None:
         tf.while_loop(lambda i: i < count, lambda i: [body(i, features, labels)], [tf.constant(0)])
 
-    return tf.function(steps, jit_compile=bool(model.jit_compile), autograph=False)
+    return tf.function(steps, jit_compile=xla, autograph=False)
 
 
 def _create_variables(model: Any, rows: Rows) -> None:

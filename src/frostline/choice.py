@@ -31,10 +31,12 @@ class Setting:
 
 
 def key(runs: Sequence[Run]) -> str:
-    """Hash of what the measured times depend on: the machine, the versions, and what is trained."""
+    """Hash of what is measured: the machine, the versions, what is trained, and the settings that are asked for."""
     facts = {k: v for k, v in machine.facts().items() if k in ("cpu", "cores", "gpus", "versions")}
     facts["versions"] = {k: v for k, v in facts["versions"].items() if k in ("tensorflow", "keras")}
-    timed = sorted({json.dumps([timing_key(run), plain(run.backbone), run.data.image_size]) for run in runs})
+    timed = sorted(
+        {json.dumps([timing_key(r), plain(r.backbone), r.data.image_size, r.precision, r.xla]) for r in runs}
+    )
     return hashlib.sha256(json.dumps([facts, timed], sort_keys=True).encode()).hexdigest()
 
 
@@ -57,7 +59,8 @@ def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:
     a GPU always. Raises UserError when nothing is left.
     """
     precision = _precision(cells, run, device)
-    own = [c for c in cells if c["freeze"] == run.freeze.name and c["precision"] == precision and c["outcome"] == "ok"]
+    timing = timing_key(run)
+    own = [c for c in cells if c["timing"] == timing and c["precision"] == precision and c["outcome"] == "ok"]
     matching = [c for c in own if run.xla in ("auto", c["xla"])]
     if not cells or run.freeze.name == PRETRAIN:
         return Setting(precision, _pretrain_xla(cells, run, precision, device), ())
@@ -74,13 +77,12 @@ def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:
 def _precision(cells: Sequence[dict[str, Any]], run: Run, device: str) -> str:
     if run.precision != "auto":
         return run.precision
-    names = {c["freeze"] for c in cells}
-    open_to_all = [p for p in dict.fromkeys(c["precision"] for c in cells)]
+    rows = {_row(c) for c in cells}
     totals = {}
-    for precision in open_to_all:
+    for precision in dict.fromkeys(c["precision"] for c in cells):
         ok = [c for c in cells if c["precision"] == precision and c["outcome"] == "ok"]
-        if {c["freeze"] for c in ok} == names:
-            totals[precision] = sum(min(seconds(c) for c in ok if c["freeze"] == name) for name in names)
+        if {_row(c) for c in ok} == rows:
+            totals[precision] = sum(min(seconds(c) for c in ok if _row(c) == row) for row in rows)
     if not totals:
         raise UserError("no precision could be measured to its end; name one, such as --precision float32 --xla off")
     mixed = [p for p in totals if p != "float32"]
@@ -97,8 +99,13 @@ def _pretrain_xla(cells: Sequence[dict[str, Any]], run: Run, precision: str, dev
     plain_ones = [c for c in ok if all(stage["engine"] == "plain" for stage in c["stages"])]
     if not plain_ones:
         return "off"
-    name = max(plain_ones, key=seconds)["freeze"]
-    return min((c for c in plain_ones if c["freeze"] == name), key=seconds)["xla"]
+    row = _row(max(plain_ones, key=seconds))
+    return min((c for c in plain_ones if _row(c) == row), key=seconds)["xla"]
+
+
+def _row(cell: dict[str, Any]) -> tuple[str, str]:
+    """A configuration as it was timed; the engines asked for may make several of one."""
+    return cell["freeze"], cell["timing"]
 
 
 def seconds(cell: dict[str, Any]) -> float:

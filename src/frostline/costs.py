@@ -30,7 +30,7 @@ class Room:
 class Cost:
     """The engine for a stage and why; predicted seconds with it and, where both were looked at, with the other.
 
-    `image_seconds` is the pass for one image, `image_bytes` its features; both are None for the plain engine.
+    `pass_seconds` is the pass over all images, `image_bytes` the features of one; None for the plain engine.
     """
 
     engine: str
@@ -39,29 +39,45 @@ class Cost:
     other_seconds: float | None
     step_seconds: float
     first_step_seconds: float
-    image_seconds: float | None = None
+    pass_seconds: float | None = None
     image_bytes: int | None = None
+    boundary: tuple[str, ...] = ()
     most_bytes: int | None = None
 
 
 def stages(
-    network: Network, stages: tuple[Stage, ...], images: Mapping[str, int], asked: str, *, xla: bool, room: Room
+    network: Network,
+    stages: tuple[Stage, ...],
+    images: Mapping[str, int],
+    asked: str,
+    *,
+    xla: bool,
+    room: Room,
+    known: dict[tuple[str, ...], float],
 ) -> list[Cost]:
     """The cost of each stage of a network for `images` in `train`, `validation` and `test`; changes its weights.
 
-    Raises UserError where the cached engine is asked for and its features have no room.
+    `known` keeps the time of each prefix in one precision. Raises UserError where the cached engine is asked for and
+    its features have no room.
     """
     moved: set[str] = set()
     found = []
     for stage in stages:
         mask = freezing.apply(network.model, network.groups, stage)
-        found.append(_stage(network, stage, images, asked, moved, xla, room))
+        found.append(_stage(network, stage, images, asked, moved, xla, room, known))
         moved |= {*mask.trained, *freezing.moving(network.model)}
     return found
 
 
 def _stage(
-    network: Network, stage: Stage, images: Mapping[str, int], asked: str, moved: set[str], xla: bool, room: Room
+    network: Network,
+    stage: Stage,
+    images: Mapping[str, int],
+    asked: str,
+    moved: set[str],
+    xla: bool,
+    room: Room,
+    known: dict[tuple[str, ...], float],
 ) -> Cost:
     if asked == "plain":
         return _plain(network, stage, images, xla, "asked for")
@@ -69,6 +85,11 @@ def _stage(
     if cut.prefix is None:
         return _plain(network, stage, images, xla, "nothing below the frontier")
     if moved & set(cut.below):
+        if stage.frontier != "exact":
+            raise UserError(
+                f'frontier = "{stage.frontier}" needs a frozen part that no earlier stage trains, and one trains '
+                f'{", ".join(sorted(moved & set(cut.below)))}; give that stage frontier = "exact"'
+            )
         return _plain(network, stage, images, xla, "an earlier stage trains below the frontier")
     total = sum(images.values())
     if cut.image_bytes * total > room.disk_bytes:
@@ -81,10 +102,10 @@ def _stage(
         cut = frontier.split(network.model, mode=stage.frontier, most_bytes=room.disk_bytes // total)
         if cut.prefix is None:
             return _plain(network, stage, images, xla, told)
-        cost = _cached(network, cut, stage, images, xla, room)
+        cost = _cached(network, cut, stage, images, xla, room, known)
         cost = dataclasses.replace(cost, most_bytes=room.disk_bytes // total, reason=f"cut lower: {told}")
     else:
-        cost = _cached(network, cut, stage, images, xla, room)
+        cost = _cached(network, cut, stage, images, xla, room, known)
     if asked == "cached" or stage.frontier != "exact":
         return dataclasses.replace(cost, reason="asked for")
     if cost.other_seconds is not None and cost.seconds <= cost.other_seconds:
@@ -103,10 +124,18 @@ def _plain(network: Network, stage: Stage, images: Mapping[str, int], xla: bool,
 
 
 def _cached(
-    network: Network, cut: frontier.Cut, stage: Stage, images: Mapping[str, int], xla: bool, room: Room
+    network: Network,
+    cut: frontier.Cut,
+    stage: Stage,
+    images: Mapping[str, int],
+    xla: bool,
+    room: Room,
+    known: dict[tuple[str, ...], float],
 ) -> Cost:
     """The cost with features; the other is the least the plain engine could take: the same steps, prefix included."""
-    pass_image = prefix.seconds_per_image(cut, xla=False, size=network.model.input_shape[1])
+    if cut.boundary not in known:
+        known[cut.boundary] = prefix.seconds_per_image(cut, xla=False, size=network.model.input_shape[1])
+    pass_image = known[cut.boundary]
     training.compile_model(cut.suffix, stage, xla)
     rows = _random_rows(cut, stage.batch_size, network.model.output_shape[-1])
     first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, STEPS, time.perf_counter)
@@ -121,8 +150,9 @@ def _cached(
         other_seconds=pass_image * (trained + answered) + suffix,
         step_seconds=step,
         first_step_seconds=first,
-        image_seconds=pass_image,
+        pass_seconds=pass_image * sum(images.values()),
         image_bytes=cut.image_bytes,
+        boundary=cut.boundary,
     )
 
 

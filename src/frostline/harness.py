@@ -10,13 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frostline import children, choice, datasets, exporting, inference, machine, plan, records, runtimes, studies
+from frostline import (
+    children,
+    choice,
+    datasets,
+    exporting,
+    features,
+    inference,
+    machine,
+    plan,
+    records,
+    runtimes,
+    studies,
+)
 from frostline.errors import UserError, lookup
 from frostline.plan import Options, Run
 from frostline.progress import Progress, duration
 from frostline.studies import Study
 
 BATCH_SIZES = (1, 32, 256)
+OWN_PROCESS_SECONDS = 20.0  # a pass that takes longer gets a process of its own: bench/NOTES.md
 Event = dict[str, Any]
 
 
@@ -154,8 +167,8 @@ def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: 
         for record in reversed(records.read(places.results)):
             if record["kind"] == "choice" and record["key"] == key:
                 return record["cells"]
-    named = {run.freeze.name: run for run in planned if run.freeze.name != plan.PRETRAIN}
-    distinct = {choice.timing_key(run): run for run in reversed(list(named.values()))}
+    rows = {(r.freeze.name, choice.timing_key(r)): r for r in planned if r.freeze.name != plan.PRETRAIN}
+    distinct = {timing: run for (_, timing), run in reversed(rows.items())}
     candidates = choice.candidates(planned, checked["mixed"])
     shapes = {c["freeze"]: c for c in checked["configurations"]}
     timed: list[Event] = []
@@ -164,10 +177,10 @@ def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: 
             left = candidates[len(timed) // len(distinct) :]
             timed += Timing(distinct, shapes, left, timed, places, progress).run()
     cells = [
-        {**cell, "freeze": name}
-        for name, run in named.items()
+        {**cell, "freeze": name, "engine_asked": run.engine}
+        for (name, timing), run in rows.items()
         for cell in timed
-        if cell["timing"] == choice.timing_key(run)
+        if cell["timing"] == timing
     ]
     record = {"kind": "choice", "study": planned[0].study, "key": key, "device": checked["device"], "cells": cells}
     records.append(places.results, {**record, "time": records.now(), "machine": machine.facts()})
@@ -324,7 +337,7 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
     if not group:
         return [], ""
     labels = {member.run.id: member for member in group}
-    current = group[0]
+    current, computed = group[0], []
 
     def on_event(event: Event) -> None:
         nonlocal current
@@ -334,6 +347,8 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
             progress.show(current.label)
         elif event["event"] == "features":
             progress.show(f"{current.label}: features of {event['done']:,} of {event['total']:,} images")
+        elif event["event"] == "made":
+            computed.extend(event["keys"])
         elif event["event"] == "epoch":
             progress.show(f"{current.label}: {event['text']}", advance=1)
         elif event["event"] == "done":
@@ -341,7 +356,6 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
             progress.say(f"{current.label}: {event['text']}")
 
     job = {
-        "action": "train",
         "runs": [plan.plain(member.run) for member in group],
         "settings": [
             {
@@ -353,16 +367,36 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
         ],
         "precision": group[0].setting.precision,
         "features_memory": places.features_memory,
+        "since": time.time(),
+        "computed": computed,
     }
     log = f"runs/{group[0].run.id}/log.txt" if len(group) == 1 else "logs/group.txt"
     progress.show(current.label)
     before = len(records.read(places.results))
     try:
-        spawn(job, places, log, on_event)
+        if _pass_seconds([m for m in group if not _has_features(m.run, places.results)]) > OWN_PROCESS_SECONDS:
+            spawn({"action": "features", **job}, places, "logs/features.txt", on_event)
+        spawn({"action": "train", **job}, places, log, on_event)
         return [], ""
     except children.Died as error:
         recorded = {r.get("run") for r in records.read(places.results)[before:]}
         return [member for member in group if member.run.id not in recorded], str(error)
+
+
+def _pass_seconds(group: list[Member]) -> float:
+    """What computing the features of a group is predicted to take: one pass for each frontier."""
+    stages = (stage for member in group for stage in member.setting.stages if stage["pass_seconds"])
+    return sum({tuple(stage["boundary"]): stage["pass_seconds"] for stage in stages}.values())
+
+
+def _has_features(run: Run, results: Path) -> bool:
+    """Whether a finished run of the same configuration and weights has left its features."""
+    for record in newest(results).values():
+        if record["configuration"] == run.configuration and record["config"]["pretrain_run"] == run.pretrain_run:
+            keys = [entry["key"] for entry in record.get("features") or []]
+            if keys and all(features.about(key) for key in keys):
+                return True
+    return False
 
 
 def _finished_runs(results: Path) -> set[str]:

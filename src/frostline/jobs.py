@@ -68,10 +68,12 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
     """Train the runs of one group; each ends as one record, whatever happens to it."""
     results = Path(job["results"])
     device.configure(job["precision"])
-    marked = job["spawned"]
+    marked = job["since"] or job["spawned"]
     with contextlib.ExitStack() as opened:
         shelf = Shelf(opened, features.memory_budget(job["features_memory"]))
-        _compute_ahead(job, shelf, emit)
+        shelf.new |= set(job["computed"])
+        if _lie_apart(job):
+            shelf.new |= _compute_all(job, emit)
         for run, setting in zip(_runs(job), job["settings"], strict=True):
             emit("run", run=run.id)
             try:
@@ -311,11 +313,29 @@ def _need(network: models.Network, cut: frontier.Cut, run: Run) -> prefix.Need:
     return prefix.need(network, cut, {"data": data, "fingerprint": run.fingerprint, "limit": run.limit}, xla=False)
 
 
-def _compute_ahead(job: dict[str, Any], shelf: Shelf, emit: Emit) -> None:
-    """Where several configurations share a process, compute what their frontiers need in as few passes as can be."""
+def make_features(job: dict[str, Any], emit: Emit) -> None:
+    """The features of a group in a process of its own, each call on one core and as many calls as cores: a long pass
+    is much faster so, and a training would be slower."""
+    import tensorflow as tf
+
+    if device.kind() != "gpu":
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+    device.configure(job["precision"])
+    emit("made", keys=sorted(_compute_all(job, emit)))
+
+
+def _lie_apart(job: dict[str, Any]) -> bool:
+    """Whether the runs of a group may need several frontiers, which are better computed together."""
+    where = [stage["boundary"] for setting in job["settings"] for stage in setting["estimate"] or [{"boundary": None}]]
+    several = len({run.configuration for run in _runs(job)}) > 1
+    return several and (None in where or len({tuple(names) for names in where if names}) > 1)
+
+
+def _compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
+    """Compute what all frontiers of a group need, in as few passes as can be."""
     settings = {run.configuration: (run, setting) for run, setting in zip(_runs(job), job["settings"], strict=True)}
     needs: list[prefix.Need] = []
-    for run, setting in settings.values() if len(settings) > 1 else ():
+    for run, setting in settings.values():
         dataset = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
         device.seed_everything(run.seed)
         network = build(run, dataset)
@@ -325,8 +345,7 @@ def _compute_ahead(job: dict[str, Any], shelf: Shelf, emit: Emit) -> None:
             if engine["name"] == "cached":
                 cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine["most_bytes"])
                 needs += [_need(network, cut, run)] if cut.prefix else []
-    if needs:
-        shelf.new |= _compute(needs, run, dataset, emit)
+    return _compute(needs, run, dataset, emit) if needs else set()
 
 
 def _compute(needs: Sequence[prefix.Need], run: Run, dataset: datasets.Dataset, emit: Emit) -> set[str]:
@@ -351,7 +370,9 @@ def start_weights(network: models.Network, run: Run, results: Path) -> list[str]
     if weights == plan.PRETRAIN:
         assert run.pretrain_run
         weights = str(records.weights_file(results, run.pretrain_run))
-    if weights not in (None, "none"):
+    if weights == "imagenet":
+        models.load_published(network, run.backbone.name, skip=fresh)
+    elif weights not in (None, "none"):
         models.load_weights(network, Path(weights), head=run.inherit_head, skip=fresh)
     return sorted(fresh)
 
@@ -412,6 +433,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
     """Load the data, build every configuration, resolve every rule; with `estimate` time a few float32 steps too."""
     device.configure("float32")
     found = []
+    known: dict[tuple[str, ...], float] = {}
     base = machine.peak_memory_bytes() or 0
     for run in _runs(job):
         emit("checking", freeze=run.freeze.name)
@@ -422,6 +444,10 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         masks, cuts = [], []
         for stage in run.freeze.stages:
             training.optimizer(stage.optimizer, stage.learning_rate)
+            if stage.frontier != "exact" and run.engine == "plain":
+                raise UserError(
+                    f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; ask for engine = "auto" or "cached"'
+                )
             masks.append(freezing.apply(network.model, network.groups, stage))
             cuts.append(frontier.split(network.model, mode=stage.frontier))
         images = {name: len(split) for name, split in _splits(dataset).items()}
@@ -437,7 +463,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "estimate": _estimate(network, run, images, "off") if job["estimate"] else None,
+                "estimate": _estimate(network, run, images, "off", known) if job["estimate"] else None,
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, masks, run),
             }
         )
@@ -454,15 +480,17 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
 def check_weights(run: Run, network: models.Network) -> None:
     """Refuse weights that do not exist or do not fit, before any run starts; raises UserError."""
     weights = run.freeze.weights
-    backbones.check_weights(run.backbone.name, weights)
+    backbones.check_weights(run.backbone.name, weights, network.model.input_shape[1])
     if weights not in (None, "none", "imagenet", plan.PRETRAIN):
         models.load_weights(network, Path(weights), head=run.inherit_head, skip=set())
 
 
-def _estimate(network: models.Network, run: Run, images: dict[str, int], xla: str) -> list[dict[str, Any]]:
+def _estimate(
+    network: models.Network, run: Run, images: dict[str, int], xla: str, known: dict[tuple[str, ...], float]
+) -> list[dict[str, Any]]:
     """What each stage of a run will cost, with which engine, and why."""
     room = costs.Room(features.capacity(), machine.available_memory_bytes() or 0)
-    found = costs.stages(network, run.freeze.stages, images, run.engine, xla=xla == "on", room=room)
+    found = costs.stages(network, run.freeze.stages, images, run.engine, xla=xla == "on", room=room, known=known)
     return [plan.plain(cost) for cost in found]
 
 
@@ -476,6 +504,7 @@ def _estimated_memory(network: models.Network, masks: list[freezing.Mask], run: 
 
 def steps(job: dict[str, Any], emit: Emit) -> None:
     """Time a few steps of each configuration under some precision and XLA settings."""
+    known: dict[str, dict[tuple[str, ...], float]] = {}
     for precision, xla in job["candidates"]:
         device.configure(precision)
         for run in _runs(job):
@@ -483,7 +512,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
             shape = job["shapes"][run.freeze.name]
             network = models.build(run.backbone, run.freeze.head, run.data.scaling, shape["size"], shape["classes"])
             try:
-                found = _estimate(network, run, shape["images"], xla)
+                found = _estimate(network, run, shape["images"], xla, known.setdefault(precision, {}))
             except UserError as error:
                 raise UserError(f"{run.freeze.name}: {error}") from error
             epochs = [stage.epochs for stage in run.freeze.stages]
@@ -582,7 +611,14 @@ def infer(job: dict[str, Any], emit: Emit) -> None:
             records.append(results, {**row, "time": records.now(), "machine": machine.facts()})
 
 
-JOBS = {"train": run_here, "preflight": preflight, "steps": steps, "export": export, "infer": infer}
+JOBS = {
+    "train": run_here,
+    "features": make_features,
+    "preflight": preflight,
+    "steps": steps,
+    "export": export,
+    "infer": infer,
+}
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):

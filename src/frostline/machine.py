@@ -17,7 +17,7 @@ def facts() -> dict[str, Any]:
     """CPU, memory, accelerators, library versions and the commit of the source tree."""
     return {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": memory_bytes(),
         "gpus": gpus(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -25,6 +25,11 @@ def facts() -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:

@@ -1,8 +1,8 @@
 """The pass: what the frozen part of a network says about the images of a data set, computed once into files."""
 
+import functools
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections import deque
@@ -18,6 +18,7 @@ from frostline.frontier import Cut
 from frostline.models import Network
 
 SAMPLE = 32
+TIMED_SECONDS = 0.25
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
 Program = Callable[[Any], list[Any]]
 Write = Callable[[str, tuple[np.ndarray, ...]], None]
@@ -93,14 +94,14 @@ def verify(network: Network, cut: Cut, images: np.ndarray, rows: tuple[np.ndarra
     return worst
 
 
-def seconds_per_image(cut: Cut, *, xla: bool, size: int, repeats: int = 3) -> float:
+def seconds_per_image(cut: Cut, *, xla: bool, size: int) -> float:
     """Seconds the prefix takes for one of many random images of `size` pixels, tracing and compiling left out."""
     assert cut.prefix is not None
     program, count = _program(cut.prefix, xla), images_per_call(size)
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     _call(program, images)
-    taken = []
-    for _ in range(repeats):
+    taken: list[float] = []
+    while len(taken) < 3 and sum(taken) < TIMED_SECONDS:
         before = time.perf_counter()
         _call(program, images)
         taken.append(time.perf_counter() - before)
@@ -227,7 +228,7 @@ def _shares(needs: list[Need]) -> list[float]:
 
 
 def _batches(program: Program, images: np.ndarray, dtypes: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
-    """The program's answers for all images in order, two calls at a time on a CPU: bench/NOTES.md."""
+    """The program's answers for all images in order; one call a core at a time where a call keeps to one core."""
     import tensorflow as tf
 
     def call(start: int) -> tuple[np.ndarray, ...]:
@@ -237,7 +238,8 @@ def _batches(program: Program, images: np.ndarray, dtypes: Sequence[str]) -> Ite
         )
 
     count = images_per_call(images.shape[1])
-    streams = 1 if device.kind() == "gpu" else min(2, os.cpu_count() or 1)
+    alone = tf.config.threading.get_intra_op_parallelism_threads() == 1
+    streams = machine.cores() if alone else 1
     with ThreadPoolExecutor(streams) as pool:
         waiting: deque[Any] = deque()
         for start in range(0, len(images), count):
@@ -281,8 +283,13 @@ def _accurate(highest: Need, model: Any, images: np.ndarray, xla: bool) -> tuple
 
 def _whole(network: Network, cut: Cut) -> Program:
     """The features by the whole network in float32 TensorFlow, found by the names of its layers and not by the cut."""
-    exact = network.model if _precision(network) == "float32" else models.standard(network.model)
-    return _program(_part(exact, cut.boundary), False)
+    return _whole_of(network.model, _precision(network), cut.boundary)
+
+
+@functools.lru_cache(maxsize=1)  # the pass and the first run that uses it ask for the same
+def _whole_of(model: Any, precision: str, boundary: tuple[str, ...]) -> Program:
+    exact = model if precision == "float32" else models.standard(model)
+    return _program(_part(exact, boundary), False)
 
 
 def _part(model: Any, names: Sequence[str]) -> Any:

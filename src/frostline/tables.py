@@ -112,11 +112,12 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
 
 
 def step_cells(records: list[Row], configuration: Configuration) -> list[Row]:
-    """The newest step times of this configuration under each precision and XLA setting."""
+    """The newest step times of this configuration and engine under each precision and XLA setting."""
     newest = next((r for r in reversed(records) if r["kind"] == "choice" and r["study"] == configuration.study), None)
     keys = ("precision", "xla", "engine", "step_seconds", "outcome", "reason")
-    cells = newest["cells"] if newest else []
-    return [{key: cell.get(key) for key in keys} for cell in cells if cell["freeze"] == configuration.freeze]
+    asked = configuration.rows[-1].get("engine_asked")
+    cells = [c for c in newest["cells"] if c["freeze"] == configuration.freeze] if newest else []
+    return [{key: cell.get(key) for key in keys} for cell in cells if cell.get("engine_asked", asked) == asked]
 
 
 def infer_rows(records: list[Row]) -> list[Row]:
@@ -499,9 +500,9 @@ ACCURACY: list[Column] = [
 
 
 def _grid(columns: Iterable[Column], table: list[Row], form: str) -> str:
-    """A table; a column that has nothing to say in any row is left out."""
+    """A table; a column that has nothing to say in any row, or no more than that others failed, is left out."""
     cells = {header: [show(row) for row in table] for header, show in columns}
-    kept = {header: column for header, column in cells.items() if set(column) != {"-"}}
+    kept = {h: column for h, column in cells.items() if "-" not in column or set(column) - {"-", "failed"}}
     return _tabulate([list(line) for line in zip(*kept.values(), strict=True)], list(kept), form)
 
 

@@ -1,0 +1,295 @@
+"""The cached engine trains what Keras's `fit` trains: the same weights, the same figures, the same decisions."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from test_frontier import behind_dropout, head_only, mask, nested, norm_above, pixels, residual, stem
+
+from frostline import cached, device, freezing, frontier, models, training
+from frostline.datasets import Split
+from frostline.layers import Dropout
+from frostline.studies import EarlyStopping, Head, ReduceOnPlateau, Stage
+
+
+def split(count, seed=0):
+    """Images whose brightness tells one of three classes from the others; no batch of 8 divides the 20 or the 7."""
+    labels = np.random.default_rng(seed).integers(0, 3, count, dtype=np.int32)
+    return Split((pixels(count) // (1 + labels % 2)[:, None, None, None]).astype(np.uint8), labels, [])
+
+
+TRAIN, VALIDATION = split(20), split(7, seed=1)
+
+
+def network(build):
+    device.seed_everything(0)
+    model = build()
+    groups = {x.name: "head" for x in model.layers if not isinstance(x, layers.InputLayer)}
+    return models.Network(model, model, groups, Head())
+
+
+def stage(*names, **changes):
+    rules = tuple(f"only:{name}" for name in names)
+    return Stage(
+        **{"train": rules, "optimizer": "rmsprop", "learning_rate": 1e-2, "batch_size": 8, "epochs": 2} | changes
+    )
+
+
+def compute(cut):
+    """Features of both splits, by the cut itself."""
+    images = {"train": TRAIN.images, "validation": VALIDATION.images}
+    return {name: tuple(x.numpy() for x in keras.tree.flatten(cut.prefix(x))) for name, x in images.items()}
+
+
+def train(build, *stages, engines=("cached",), validation=VALIDATION, source=compute, xla=False, **kwargs):
+    """A network after training, and what training told."""
+    net = network(build)
+    chosen = [training.Engine(name) for name in engines]
+    return net, training.train(net, stages, TRAIN, validation, seed=3, xla=xla, engines=chosen, source=source, **kwargs)
+
+
+def furthest(a, b):
+    """The largest relative distance of two networks' weights, tensor by tensor."""
+    pairs = zip(a.model.weights, b.model.weights, strict=True)
+    return max(float(np.linalg.norm(x - y) / (np.linalg.norm(x) or 1.0)) for x, y in pairs)
+
+
+def assert_alike(plain, ours, tolerance=1e-4):
+    """The same weights, history, proof of freezing and decisions."""
+    (net_a, told_a), (net_b, told_b) = plain, ours
+    assert furthest(net_a, net_b) < tolerance
+    for a, b in zip(told_a.history, told_b.history, strict=True):
+        assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, rel=10 * tolerance, abs=tolerance)
+    for name in ("masks", "proofs", "effective", "restored_epochs"):
+        assert getattr(told_a, name) == getattr(told_b, name)
+
+
+def both(build, *stages, engines=("cached",), **kwargs):
+    """The same training by the plain engine and by the engines named, found alike."""
+    tolerance = kwargs.pop("tolerance", 1e-4)
+    plain = train(build, *stages, engines=["plain"] * len(stages), **kwargs)
+    ours = train(build, *stages, engines=engines, **kwargs)
+    assert_alike(plain, ours, tolerance)
+    return plain, ours
+
+
+# -- the same weights ------------------------------------------------------------------------------
+
+# (network, its stages, the engine of each)
+CASES = {
+    "head only": (head_only, [stage("output", optimizer="sgd")], ["cached"]),
+    "last block of a residual network": (
+        residual,
+        [stage("conv_2", "conv_3", "output", optimizer="adam")],
+        ["cached"],
+    ),
+    "two dense layers behind a dropout": (behind_dropout, [stage("dense", "output")], ["cached"]),
+    "batch norm that learns its statistics": (norm_above, [stage("bn", "output", optimizer="adamw")], ["cached"]),
+    "batch norm in inference mode": (norm_above, [stage("bn", "output", batch_norm="inference")], ["cached"]),
+    "a frontier of two tensors": (residual, [stage("conv_3", "output", optimizer="nadam")], ["cached"]),
+    "a nested backbone in a sequential": (nested, [stage("output")], ["cached"]),
+    "two stages, the first cached": (
+        residual,
+        [stage("output"), stage("conv_2", "conv_3", "output", optimizer="sgd", epochs=1)],
+        ["cached", "plain"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "stages", "engines"), CASES.values(), ids=CASES)
+def test_training_on_features_is_training_the_network(build, stages, engines):
+    _, (net, told) = both(build, *stages, engines=engines)
+    assert furthest(network(build), net) > 1e-2
+    assert ["cached" if cut else "plain" for cut in told.cuts] == engines
+    assert told.proofs[0]["frozen_layers"] > 0
+
+
+def test_compiled_by_xla():
+    _, (_, told) = both(behind_dropout, stage("dense", "output"), xla=True)
+    assert told.effective["xla"] is True
+
+
+def test_a_single_logit_without_validation_on_a_clock():
+    def binary():
+        images, x = stem()
+        x = layers.GlobalAveragePooling2D(name="pooling")(layers.Conv2D(4, 3, name="conv")(x))
+        return keras.Model(images, layers.Dense(1, name="output")(x), name="network")
+
+    ticks = itertools.count()
+    one = stage("output", optimizer="sgd")
+    _, (_, told) = both(binary, one, validation=None, read=lambda: float(next(ticks)))
+    assert [entry["validation_loss"] for entry in told.history] == [None, None]
+    assert (told.first_step_seconds, told.epoch_seconds, told.step_seconds) == (1.0, 1.0, pytest.approx(1 / 3))
+
+
+def test_one_altered_feature_shows_in_the_weights():
+    def altered(cut):
+        features = compute(cut)
+        features["train"][0].flat[0] += 0.5
+        return features
+
+    right = train(head_only, stage("output"), validation=None)
+    wrong = train(head_only, stage("output"), validation=None, source=altered)
+    assert furthest(right[0], wrong[0]) > 1e-3
+
+
+# -- the same decisions ----------------------------------------------------------------------------
+
+
+def penalised():
+    images, x = stem()
+    x = layers.Flatten(name="flatten")(layers.Conv2D(4, 3, kernel_regularizer="l2", name="conv")(x))
+    x = layers.Dense(5, kernel_regularizer=keras.regularizers.L2(0.1), name="dense")(x)
+    return keras.Model(images, layers.Dense(3, name="output")(x), name="network")
+
+
+def test_penalties_count_and_callbacks_decide_alike():
+    overshooting = stage(
+        "dense",
+        "output",
+        learning_rate=0.1,
+        epochs=12,
+        early_stopping=EarlyStopping(patience=3),
+        reduce_on_plateau=ReduceOnPlateau(factor=0.5, patience=1),
+    )
+    _, (net, told) = both(penalised, overshooting)
+    restored = told.restored_epochs[0]
+    assert restored < len(told.history) < overshooting.epochs
+    assert len({entry["learning_rate"] for entry in told.history}) > 1
+    answer = training.evaluate(net, VALIDATION, told.cuts[0].suffix, told.features["validation"])
+    assert float(sum(net.model.losses)) > 0.01
+    assert answer[2] == pytest.approx(told.history[restored - 1]["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["plain", "cached"])
+def test_a_loss_that_is_not_finite_ends_the_run(engine):
+    runaway = stage("output", optimizer="sgd", learning_rate=1e38, epochs=3)
+    with pytest.raises(training.NotFinite, match="the loss became"):
+        train(behind_dropout, runaway, engines=[engine], validation=None)
+
+
+def test_a_frozen_weight_below_that_moves_is_found():
+    built = []
+
+    def build():
+        built.append(behind_dropout())
+        return built[0]
+
+    def meddle(**event):
+        built[0].get_layer("conv").bias.assign_add([0.0, 0.0, 0.0, 1e-6])
+
+    with pytest.raises(freezing.FrozenMoved, match=r"frozen weights moved while training: conv$"):
+        train(build, stage("output"), validation=None, report=meddle)
+
+
+# -- mixed precision -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def precision():
+    yield device.configure
+    device.configure("float32")
+
+
+def raw():
+    """Raw pixels behind a dense layer: gradients that float16 cannot hold once the loss is scaled by 2^15."""
+    images = keras.Input((8, 8, 3), dtype="uint8", name="images")
+    x = layers.Flatten(name="flatten")(layers.Rescaling(1.0, name="scaling")(images))
+    x = layers.ReLU(name="relu")(layers.Dense(6, name="frozen")(x))
+    x = layers.Dense(5, name="dense")(Dropout(0.2, name="dropout")(x))
+    return keras.Model(images, layers.Dense(3, dtype="float32", name="output")(x), name="network")
+
+
+def test_bfloat16(precision):
+    precision("mixed_bfloat16")
+    _, (_, told) = both(raw, stage("dense", "output", learning_rate=1e-3), tolerance=1e-2)
+    assert told.cuts[0].feature_dtypes == ("bfloat16",) and told.effective["precision"] == "mixed_bfloat16"
+
+
+def test_the_loss_is_scaled_alike_in_float16(precision):
+    precision("mixed_float16")
+    (net, _), (_, told) = both(raw, stage("dense", "output", learning_rate=1e-3), tolerance=1e-2)
+    a, b = net.model.optimizer, told.cuts[0].suffix.optimizer
+    assert float(a.dynamic_scale) == float(b.dynamic_scale) < 2.0**15  # halved by each step that was left out
+    assert int(a.inner_optimizer.iterations) == int(b.inner_optimizer.iterations) < 6
+
+
+# -- features in memory, in a file, in blocks ------------------------------------------------------
+
+SMALL_BATCHES = stage("conv_3", "output", batch_size=3)  # six batches and two images
+BATCH_BYTES = 3 * 2 * 6 * 6 * 4 * 4
+
+
+@pytest.fixture(scope="module")
+def in_one_block():
+    return train(residual, SMALL_BATCHES)
+
+
+@pytest.mark.parametrize("batches", [0, 4])
+def test_many_blocks_train_as_one(batches, in_one_block, monkeypatch):
+    monkeypatch.setattr(cached, "BLOCK_BYTES", batches * BATCH_BYTES)
+    assert_alike(in_one_block, train(residual, SMALL_BATCHES), tolerance=1e-6)
+
+
+def test_a_mapped_file_trains_as_memory_does(in_one_block, tmp_path):
+    def mapped(cut):
+        found = {}
+        for name, arrays in compute(cut).items():
+            paths = [tmp_path / f"{name}.{i}.npy" for i in range(len(arrays))]
+            for path, array in zip(paths, arrays, strict=True):
+                np.save(path, array)
+            found[name] = tuple(np.load(path, mmap_mode="r") for path in paths)
+        return found
+
+    assert_alike(in_one_block, train(residual, SMALL_BATCHES, source=mapped), tolerance=1e-6)
+
+
+def test_an_epoch_is_cut_into_blocks(monkeypatch):
+    features = (np.zeros((20, 4), np.float32), np.zeros((20, 2), np.float32))
+    monkeypatch.setattr(cached, "BLOCK_BYTES", 4 * 3 * 24)
+    shapes = cached._blocks(features, 20, 3)
+    assert shapes == {(4, 3): 6, (1, 2): 1}
+    assert list(cached._plan(shapes)) == [(slice(0, 12), (4, 3)), (slice(12, 18), (4, 3)), (slice(18, 20), (1, 2))]
+    assert cached._blocks(features, 2, 3) == {(1, 2): 1} and cached._blocks(features, 6, 3) == {(2, 3): 2}
+
+
+# -- the suffix by itself --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts():
+    """A network cut at two tensors, its suffix compiled, and its training rows."""
+    net = network(residual)
+    mask(net.model, "conv_3", "output")
+    cut = frontier.split(net.model)
+    training.compile_model(cut.suffix, SMALL_BATCHES, xla=False)
+    return net, cut.suffix, cached.Rows(compute(cut)["train"], TRAIN.labels)
+
+
+def test_both_parts_predict_what_the_whole_predicts(parts):
+    net, suffix, rows = parts
+    logits = cached.predict(suffix, rows.features, batch_size=8)
+    assert logits.dtype == np.float32
+    assert np.allclose(logits, net.model(TRAIN.images), atol=1e-6)
+    for a, b in zip(training.evaluate(net, TRAIN), training.evaluate(net, TRAIN, suffix, rows.features), strict=True):
+        assert np.allclose(a, b, atol=1e-6)
+
+
+def test_compiling_takes_no_step_and_comes_before_the_first(parts):
+    net, suffix, rows = parts
+    before, told = net.model.get_weights(), []
+    ticks = itertools.count()
+    settings = {"epochs": 0, "batch_size": 8, "evaluation_batch": 8, "callbacks": []}
+    settings |= {"order": lambda epoch: np.arange(20), "compiled": told.append, "read": lambda: float(next(ticks))}
+    cached.fit(suffix, rows, rows, **settings)
+    assert told == [1.0] and int(suffix.optimizer.iterations) == 0
+    assert all(np.array_equal(a, b) for a, b in zip(before, net.model.get_weights(), strict=True))
+
+
+def test_steps_are_timed_apart_from_compiling(parts):
+    _, suffix, rows = parts
+    ticks = iter([10.0, 13.0, 20.0, 22.0])
+    assert cached.time_steps(suffix, rows, 8, 4, lambda: next(ticks)) == (3.0, 0.5)
+    assert int(suffix.optimizer.iterations) == 4

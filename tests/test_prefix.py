@@ -1,0 +1,305 @@
+"""The pass over the frozen part: which features are the same, that they are right, and that wrong ones are found."""
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from test_frontier import head, head_only, mask, nested, pixels, residual, stem
+
+from frostline import device, features, frontier, jobs, models, prefix
+from frostline.errors import UserError
+from frostline.studies import Head
+
+DATA = {"data": {"dataset": "pixels"}, "fingerprint": "f", "limit": None}
+SPLITS = {"train": pixels(70), "validation": pixels(5)[::-1]}  # a call of the program takes 64 images
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path, monkeypatch):
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path))
+    monkeypatch.delenv("FROSTLINE_FEATURES_LIMIT", raising=False)
+
+
+@pytest.fixture
+def bfloat16():
+    device.configure("mixed_bfloat16")
+    yield
+    device.configure("float32")
+
+
+def network(build, *trained):
+    device.seed_everything(0)
+    model = mask(build(), *trained)
+    return models.Network(model, model, {}, Head())
+
+
+def needed(net, *, data=DATA, xla=False, **how):
+    return prefix.need(net, frontier.split(net.model, **how), data, xla)
+
+
+def compute(*needs, **kwargs):
+    return prefix.compute(needs, SPLITS, **{"xla": False, "about": {"study": "tiny"}} | kwargs)
+
+
+def stored(need):
+    with features.load(need.key, memory_bytes=2**30) as book:
+        return book.arrays
+
+
+def expected(net, names, split="train"):
+    """What the whole network says at some layers."""
+    outputs = [net.model.get_layer(name).output for name in names]
+    return [np.array(x) for x in keras.Model(net.model.inputs, outputs)(SPLITS[split], training=False)]
+
+
+def assert_right(need, tolerance=1e-6):
+    for split in SPLITS:
+        right = expected(need.network, need.cut.boundary, split)
+        for a, b in zip(stored(need)[split], right, strict=True):
+            assert a.shape == b.shape and np.allclose(a.astype(np.float32), b.astype(np.float32), atol=tolerance)
+
+
+# -- identity --------------------------------------------------------------------------------------
+
+
+def test_features_are_those_of_weights_data_boundary_precision_and_program():
+    net = network(residual, "conv_3", "output")
+    keys = [
+        needed(net).key,
+        needed(net, xla=True).key,
+        needed(net, data={**DATA, "fingerprint": "g"}).key,
+        needed(net, data={**DATA, "limit": 10}).key,
+        needed(net, most_bytes=1000).key,
+        needed(network(residual, "conv_2", "conv_3", "output")).key,
+    ]
+    device.configure("mixed_bfloat16")
+    try:
+        keys.append(needed(network(residual, "conv_3", "output")).key)
+    finally:
+        device.configure("float32")
+    net.model.get_layer("conv_2").bias.assign_add([0.0, 0.0, 0.0, 1e-6])
+    keys.append(needed(net).key)
+    assert len(set(keys)) == len(keys) - 1  # below 1000 bytes lies what the shorter mask freezes
+    assert keys[4] == keys[5]
+
+
+def test_nothing_above_the_frontier_and_no_mask_changes_the_features():
+    def other_head():
+        images, x = stem()
+        x = layers.ReLU(name="relu_1")(layers.Conv2D(4, 3, name="conv_1")(x))
+        return keras.Model(images, layers.Dense(7, name="dense")(layers.Flatten(name="flat")(x)), name="other")
+
+    net = network(residual, "conv_2", "conv_3", "output")
+    key = needed(net).key
+    net.model.get_layer("conv_3").kernel.assign_add(np.ones((3, 3, 4, 4)))
+    net.model.get_layer("relu_1").trainable = net.model.get_layer("scaling").trainable = True
+    assert needed(net).key == needed(mask_of(net, "conv_2")).key == key
+    assert needed(network(other_head, "dense", "flat"), most_bytes=6 * 6 * 4 * 4).key == key
+
+
+def mask_of(net, *trained):
+    mask(net.model, *trained)
+    return net
+
+
+# -- the pass --------------------------------------------------------------------------------------
+
+
+def test_features_are_what_the_network_says_and_are_computed_once():
+    need = needed(network(residual, "conv_3", "output"))
+    told = []
+    assert compute(need, report=lambda done, total: told.append((done, total))) == {need.key}
+    assert need.cut.boundary == ("relu_1", "relu_2") and told == [(64, 75), (70, 75), (75, 75)]
+    assert_right(need)
+    about = features.about(need.key)
+    assert about["program"] == "TensorFlow float32" and about["seconds"] > 0
+    assert about["study"] == "tiny" and about["boundary"] == ["relu_1", "relu_2"] and about["mode"] == "exact"
+    assert compute(need, report=lambda done, total: pytest.fail("computed again")) == set()
+
+
+@pytest.fixture
+def three():
+    """Three frontiers of one network, each inside the one before; the middle one is of two tensors."""
+    masks = (["output"], ["conv_3", "output"], ["conv_2", "conv_3", "output"])
+    return [needed(network(residual, *trained)) for trained in masks]
+
+
+def test_nested_frontiers_share_a_pass(three):
+    told = []
+    assert compute(*three, report=lambda done, total: told.append(done)) == {need.key for need in three}
+    assert told == [64, 70, 75]
+    for need in three:
+        assert_right(need)
+    seconds = [features.about(need.key)["seconds"] for need in three]
+    assert seconds[0] == max(seconds) and min(seconds) > 0
+
+
+@pytest.mark.parametrize("elsewhere", [0, 1, 2])
+def test_what_another_process_finished_meanwhile_is_left_out(elsewhere, three, monkeypatch):
+    ours = [need for i, need in enumerate(three) if i != elsewhere]
+    real = features.compute
+
+    def hurried(key, *args, **kwargs):
+        return key != three[elsewhere].key and real(key, *args, **kwargs)
+
+    monkeypatch.setattr(features, "compute", hurried)
+    assert compute(*three) == {need.key for need in ours}
+    for need in ours:
+        assert_right(need)
+
+
+def forked():
+    """Two branches; which of them is computed once depends on what trains above."""
+    images, x = stem()
+    x = layers.Conv2D(4, 3, name="conv")(x)
+    a, b = layers.Conv2D(4, 1, name="left")(x), layers.Conv2D(4, 1, name="right")(x)
+    a, b = layers.Conv2D(2, 1, name="left_2")(a), layers.Conv2D(2, 1, name="right_2")(b)
+    return keras.Model(images, head(layers.Concatenate(name="joined")([a, b])), name="network")
+
+
+@pytest.mark.parametrize("whole_is_there", [False, True])
+def test_frontiers_of_two_branches(whole_is_there, monkeypatch):
+    masks = (["output"], ["left", "left_2", "output"], ["right", "right_2", "output"])
+    whole, left, right = needs = [needed(network(forked, *trained)) for trained in masks]
+    real = features.compute
+    if whole_is_there:
+        monkeypatch.setattr(features, "compute", lambda key, *a, **k: key != whole.key and real(key, *a, **k))
+    assert compute(*needs) == {need.key for need in needs[whole_is_there:]}
+    for need in (left, right):
+        assert_right(need)
+
+
+def test_layers_of_one_name_are_told_apart():
+    def pooled(pooling):
+        def build():
+            images, x = stem()
+            x = pooling(name="pooling")(layers.Conv2D(4, 3, name="conv")(x))
+            return keras.Model(images, layers.Dense(3, name="output")(x), name="network")
+
+        return needed(network(build, "output"))
+
+    average, largest = pooled(layers.GlobalAveragePooling2D), pooled(layers.GlobalMaxPooling2D)
+    assert average.key != largest.key
+    compute(average, largest)
+    for need in (average, largest):
+        assert_right(need)
+
+
+def test_too_little_room_is_found_before_the_pass():
+    need = needed(network(residual, "conv_3", "output"))
+    with pytest.raises(UserError, match=r"the features need 0\.1 MiB, and the store may hold 0\.0 MiB"):
+        compute(need, limit_bytes=1000, report=lambda done, total: pytest.fail("the pass began"))
+    assert features.entries() == []
+
+
+def test_seconds_of_a_prefix():
+    assert 0 < prefix.seconds_per_image(needed(network(residual, "conv_3", "output")).cut, xla=False, size=8) < 1
+
+
+@pytest.mark.parametrize(("size", "count"), [(8, 64), (64, 64), (96, 28), (224, 16)])
+def test_images_per_call(size, count):
+    assert prefix.images_per_call(size) == count
+
+
+# -- precision -------------------------------------------------------------------------------------
+
+
+def test_features_of_bfloat16(bfloat16):
+    need = needed(network(residual, "conv_3", "output"))
+    compute(need)
+    assert features.about(need.key)["program"] == "TensorFlow mixed_bfloat16"
+    assert {a.dtype.name for a in stored(need)["train"]} == {"bfloat16"}
+    assert_right(need, tolerance=1e-2)
+    assert 1e-6 < prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 2e-2
+
+
+def test_a_program_that_is_not_accurate_gives_way_to_float32(bfloat16, monkeypatch):
+    net = network(residual, "conv_3", "output")
+    high, low = needed(network(residual, "output")), needed(net)
+    monkeypatch.setitem(prefix.TOLERANCE, "mixed_bfloat16", 1e-9)
+    compute(high, low)
+    exact = models.Network(models.standard(net.model), None, {}, Head())
+    for need in (high, low):
+        assert features.about(need.key)["program"] == "TensorFlow float32"
+        for a, b in zip(stored(need)["train"], expected(exact, need.cut.boundary), strict=True):
+            assert np.array_equal(a, b.astype(a.dtype)) or np.abs(a.astype(np.float32) - b).max() < 1e-2 * b.max()
+
+
+# -- the proof -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def computed():
+    """A network, its cut at two tensors, and the right features of five images."""
+    net = network(residual, "conv_3", "output")
+    cut = frontier.split(net.model)
+    return net, cut, tuple(np.array(x) for x in cut.prefix(SPLITS["validation"]))
+
+
+def test_right_features_pass(computed):
+    net, cut, rows = computed
+    assert 0 <= prefix.verify(net, cut, SPLITS["validation"], rows) < 1e-6
+
+
+@pytest.mark.parametrize("tensor", [0, 1])
+@pytest.mark.parametrize("value", [100.0, np.nan, np.inf])
+def test_one_altered_value_is_found(computed, tensor, value):
+    net, cut, rows = computed
+    rows[tensor].flat[7] = value
+    with pytest.raises(prefix.FeaturesDiffer, match=r"features at relu_1, relu_2 differ by .* more than 0\.0001"):
+        prefix.verify(net, cut, SPLITS["validation"], rows)
+
+
+def test_a_cut_that_is_wrong_is_found(computed):
+    """The features are compared with what the network says, not with what the cut does."""
+    net, cut, _ = computed
+    relu_1 = net.model.get_layer("relu_1").output
+    wrong = dataclasses.replace(cut, prefix=keras.Model(net.model.inputs, [relu_1, relu_1]))
+    rows = tuple(np.array(x) for x in wrong.prefix(SPLITS["validation"]))
+    with pytest.raises(prefix.FeaturesDiffer, match="differ"):
+        prefix.verify(net, wrong, SPLITS["validation"], rows)
+
+
+def test_features_of_other_images_are_found(computed):
+    net, cut, rows = computed
+    with pytest.raises(prefix.FeaturesDiffer, match="differ"):
+        prefix.verify(net, cut, SPLITS["validation"][::-1], rows)
+
+
+@pytest.mark.parametrize(("build", "trained"), [(head_only, ["output"]), (nested, ["conv_2", "bn", "output"])])
+def test_a_network_with_models_in_it_is_verified(build, trained):
+    net = network(build, *trained)
+    need = needed(net)
+    compute(need)
+    assert prefix.verify(net, need.cut, SPLITS["train"], stored(need)["train"]) < 1e-6
+
+
+# -- the shelf of a process ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf():
+    with contextlib.ExitStack() as opened:
+        yield jobs.Shelf(opened, 2**20)
+
+
+def test_damaged_features_are_computed_again(shelf):
+    need = needed(network(head_only, "output"))
+    compute(need)
+    right = [np.array(a) for a in stored(need)["train"]]
+    path = features.folder() / need.key / "train.0.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    book = shelf.take(need.key, lambda: compute(need))
+    assert shelf.new == {need.key}
+    assert all(np.array_equal(a, b) for a, b in zip(right, book.arrays["train"], strict=True))
+
+
+def test_features_that_are_there_are_taken_as_they_are_and_stay_open(shelf):
+    need = needed(network(head_only, "output"))
+    compute(need)
+    book = shelf.take(need.key, lambda: compute(need))
+    assert shelf.new == set() and book.in_memory
+    assert shelf.take(need.key, lambda: pytest.fail("made again")) is book
