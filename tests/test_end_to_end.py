@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
+from frostline import children, cli, jobs
+
 STUDY = """
 title = "Tiny"
 [data]
@@ -124,10 +126,27 @@ def test_a_dry_run_trains_nothing(place, first):
     assert not (place / "dry").exists()
 
 
+def test_a_mistake_that_a_child_finds_is_one_line_before_the_first_run(place):
+    (place / "wrong.toml").write_text(STUDY.replace("head/output", "head/outptu"))
+    done = frostline(place, "run", "wrong.toml", "--results", "none", *FLAGS)
+    assert done.returncode == 2 and "rule 'head/outptu' matches nothing" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (place / "none" / "records.jsonl").exists()
+
+
+@pytest.fixture
+def no_child(monkeypatch):
+    """What children do is done in this process, which has TensorFlow loaded already."""
+
+    def run(module, job, *, log, on_event, deadline):
+        jobs.work(json.loads(json.dumps(job)), lambda event, **facts: on_event({"event": event, **facts}))
+
+    monkeypatch.setattr(children, "run", run)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('train = ["head/output"]', 'train = ["head/outptu"]'), "rule 'head/outptu' matches nothing"),
         (('dataset = "digits"', 'dataset = "digit"'), "unknown dataset 'digit'"),
         (('name = "small_cnn"', 'name = "small_cn"'), "unknown backbone 'small_cn'"),
         (("classes = [0, 1]", "classes = [0, 1, 2]"), 'head = "inherit" takes over an output layer of 3 units'),
@@ -135,13 +154,12 @@ def test_a_dry_run_trains_nothing(place, first):
         (('optimizer = "sgd"', 'optimizer = "sdg"'), "unknown optimizer 'sdg'"),
     ],
 )
-def test_mistakes_are_found_before_the_first_run(place, change, message):
+def test_mistakes_are_found_before_the_first_run(tmp_path, no_child, change, message, capsys):
     assert change[0] in STUDY
-    (place / "wrong.toml").write_text(STUDY.replace(*change))
-    done = frostline(place, "run", "wrong.toml", "--results", "none", *FLAGS)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (place / "none" / "records.jsonl").exists()
+    (tmp_path / "wrong.toml").write_text(STUDY.replace(*change))
+    assert cli.main(["run", str(tmp_path / "wrong.toml"), "--results", str(tmp_path / "none"), *FLAGS]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none" / "records.jsonl").exists()
 
 
 def test_kill_minus_nine_loses_no_finished_run_and_leaves_no_child(place):
@@ -237,11 +255,11 @@ def test_both_engines_train_to_the_same_weights_and_accuracy(place, engines, nam
 
 
 def read_weights(place, record):
-    """The weights a run kept, by their path in its file."""
+    """The weights a run kept, by their path in its file, which holds an optimizer's too."""
     found = {}
 
     def keep(path, item):
-        if isinstance(item, h5py.Dataset) and item.dtype == np.float32:
+        if isinstance(item, h5py.Dataset) and path.startswith("layers/"):
             found[path] = item[()]
 
     with h5py.File(place / "heads" / "runs" / record["run"] / "weights.weights.h5") as file:

@@ -217,6 +217,51 @@ def test_features_of_bfloat16():
     assert [x.dtype for x in features] == [tf.bfloat16] * 2 and cut.suffix(features).shape == (6, 3)
 
 
+# -- features that have to be small ----------------------------------------------------------------
+
+
+def test_bytes_of_the_features_of_an_image():
+    cut = frontier.split(mask(residual(), "conv_3", "output"))
+    assert cut.image_bytes == 2 * 6 * 6 * 4 * 4
+    assert frontier.split(residual()).image_bytes == 0
+    device.configure("mixed_bfloat16")
+    try:
+        assert frontier.split(mask(residual(), "conv_3", "output")).image_bytes == cut.image_bytes // 2
+    finally:
+        device.configure("float32")
+
+
+def test_a_limit_that_is_kept_changes_nothing(case):
+    model = case()
+    cut = frontier.split(model)
+    assert frontier.split(model, most_bytes=cut.image_bytes).boundary == cut.boundary
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lower_cut_is_still_the_network(case, mode):
+    model = case()
+    highest = frontier.split(model, mode=mode)
+    cut = highest
+    while cut.prefix is not None:
+        most_bytes = cut.image_bytes - 1
+        cut = frontier.split(model, mode=mode, most_bytes=most_bytes)
+        if cut.prefix is not None:
+            assert cut.image_bytes <= most_bytes and set(cut.below) < set(highest.below)
+            assert np.array_equal(cut.suffix(cut.prefix(pixels())), model(pixels()))
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "boundary"),
+    [(1152, ["relu_1", "relu_2"]), (1151, ["relu_1"]), (576, ["relu_1"]), (575, []), (0, [])],
+)
+def test_where_a_lower_cut_lies(most_bytes, boundary):
+    model = mask(residual(), "conv_3", "output")
+    cut = frontier.split(model, most_bytes=most_bytes)
+    assert list(cut.boundary) == boundary
+    if not boundary:
+        assert cut.prefix is None and cut.suffix is model and cut.image_bytes == 0
+
+
 # -- nothing worth computing once ------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 ABOUT = "about.json"
 FOLDER = re.compile(r"(\.)?[0-9a-f]{64}(?(1)\..+)")  # <key>, or .<key>.<anything> for what is made or thrown away
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 SPARE_BYTES = 256 << 20  # left free on the disk, so that records and weights can still be written
 KEY_DIGITS = 6  # the fewest that name an entry on the command line
 ADVICE = "train with --engine plain, let FROSTLINE_CACHE name a larger disk, or type: frostline features clear"
@@ -133,6 +133,12 @@ def about(key: str) -> dict[str, Any] | None:
         return facts if sizes == _layout(facts).sizes() else None
     except (OSError, ValueError, KeyError, TypeError):  # whatever is wrong with it, it is made anew
         return None
+
+
+def nbytes(key: str) -> int:
+    """Bytes of the features of an entry; 0 unless it is complete."""
+    facts = about(key)
+    return _layout(facts).nbytes if facts else 0
 
 
 # -- making ----------------------------------------------------------------------------------------

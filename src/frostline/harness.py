@@ -392,7 +392,9 @@ def _pass_seconds(group: list[Member]) -> float:
 def _has_features(run: Run, results: Path) -> bool:
     """Whether a finished run of the same configuration and weights has left its features."""
     for record in newest(results).values():
-        if record["configuration"] == run.configuration and record["config"]["pretrain_run"] == run.pretrain_run:
+        same = record["config"]["pretrain_run"] == run.pretrain_run
+        same &= run.freeze.weights != "none" or record["seed"] == run.seed
+        if same and record["configuration"] == run.configuration:
             keys = [entry["key"] for entry in record.get("features") or []]
             if keys and all(features.about(key) for key in keys):
                 return True

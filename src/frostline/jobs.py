@@ -156,11 +156,11 @@ class Shelf:
 
     def _open(self, key: str) -> None:
         before = time.perf_counter()
-        book = features.load(key, memory_bytes=self.memory_bytes)
-        self.load_seconds[key] = time.perf_counter() - before
-        if sum(b.nbytes for b in self.books.values() if b.in_memory) + book.nbytes > self.memory_bytes:
+        held = sum(book.nbytes for book in self.books.values() if book.in_memory)
+        if held + features.nbytes(key) > self.memory_bytes:
             self.clear()
-        self.books[key] = book
+        self.books[key] = features.load(key, memory_bytes=self.memory_bytes)
+        self.load_seconds[key] = time.perf_counter() - before
 
 
 @dataclass
@@ -382,6 +382,7 @@ def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, vali
     weights, predictions = folder / "partial.weights.h5", folder / "partial.npz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        network.model.optimizer = None  # whose variables would be saved too
         network.model.save_weights(weights)
         np.savez_compressed(
             predictions,
@@ -446,7 +447,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             training.optimizer(stage.optimizer, stage.learning_rate)
             if stage.frontier != "exact" and run.engine == "plain":
                 raise UserError(
-                    f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; ask for engine = "auto" or "cached"'
+                    f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"'
                 )
             masks.append(freezing.apply(network.model, network.groups, stage))
             cuts.append(frontier.split(network.model, mode=stage.frontier))

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import statistics
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from frostline import device, features, machine, models
+from frostline import device, features, frontier, machine, models
 from frostline.frontier import Cut
 from frostline.models import Network
 
@@ -72,7 +73,9 @@ def compute(
     for together in _nested(sorted(missing.values(), key=lambda n: -len(n.layers))):
 
         def run(writers: Mapping[str, Write], together: list[Need] = together) -> dict[str, Any]:
-            told = _run([n for n in together if n.key in writers], splits, writers, xla, report)
+            told: dict[str, Any] = {}
+            for part in _nested([n for n in together if n.key in writers]):  # the highest may not be among them
+                told |= _run(part, splits, writers, xla, report)
             computed.update(writers)
             return told
 
@@ -84,7 +87,7 @@ def verify(network: Network, cut: Cut, images: np.ndarray, rows: tuple[np.ndarra
     """Largest difference between features and those the whole network computes in float32 TensorFlow for the same
     images, relative to the largest of them; raises FeaturesDiffer above the tolerance of the network's precision."""
     expected = _call(_whole(network, cut), images)
-    worst = max(_difference(a, b) for a, b in zip(rows, expected, strict=True))
+    worst = _largest_difference(rows, expected)
     tolerance = TOLERANCE[_precision(network)]
     if not worst <= tolerance:
         raise FeaturesDiffer(
@@ -117,7 +120,8 @@ def images_per_call(size: int) -> int:
 
 
 def _digest(layer: Any) -> str:
-    digest = hashlib.sha256(json.dumps(_without_trainable(layer.get_config()), sort_keys=True, default=str).encode())
+    what = [type(layer).__name__, _without_trainable(layer.get_config())]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for weight in layer.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()
@@ -150,12 +154,10 @@ def _nested(needs: Sequence[Need]) -> list[list[Need]]:
 
 
 def _found(outer: Need, inner: Need) -> list[Any]:
-    """The tensors of a lower frontier in the prefix of a higher one; none where a layer is called more than once."""
-    assert outer.cut.prefix
-    try:
-        return [outer.cut.prefix.get_layer(name).output for name in inner.cut.boundary]
-    except (ValueError, AttributeError):
-        return []
+    """The tensors of a lower frontier in the prefix of a higher one; none where one is not to be told by its name."""
+    tensors = _tensors(outer.cut.prefix)
+    found = [tensors[name] for name in inner.cut.boundary if name in tensors]
+    return found if len(found) == len(inner.cut.boundary) else []
 
 
 def _write_all(
@@ -275,19 +277,21 @@ def _accurate(highest: Need, model: Any, images: np.ndarray, xla: bool) -> tuple
         return program, name
     found = _call(program, images)[: len(highest.cut.boundary)]
     whole = _call(_whole(highest.network, highest.cut), images)
-    if max(_difference(a, b) for a, b in zip(found, whole, strict=True)) <= TOLERANCE[precision]:
+    if _largest_difference(found, whole) <= TOLERANCE[precision]:
         return program, name
     exact = models.standard(highest.network.model)
-    return _program(_part(exact, [x.name for x in _operations_of(model)]), False), "TensorFlow float32"
+    return _program(_part(exact, [x._keras_history.operation.name for x in model.outputs]), False), "TensorFlow float32"
 
 
 def _whole(network: Network, cut: Cut) -> Program:
     """The features by the whole network in float32 TensorFlow, found by the names of its layers and not by the cut."""
-    return _whole_of(network.model, _precision(network), cut.boundary)
+    assert cut.prefix is not None
+    state = "".join(_digest(layer) for layer in cut.prefix.layers)
+    return _whole_of(network.model, _precision(network), cut.boundary, state)
 
 
 @functools.lru_cache(maxsize=1)  # the pass and the first run that uses it ask for the same
-def _whole_of(model: Any, precision: str, boundary: tuple[str, ...]) -> Program:
+def _whole_of(model: Any, precision: str, boundary: tuple[str, ...], state: str) -> Program:
     exact = model if precision == "float32" else models.standard(model)
     return _program(_part(exact, boundary), False)
 
@@ -296,27 +300,31 @@ def _part(model: Any, names: Sequence[str]) -> Any:
     """The model up to the outputs of the operations called so; what is none of them is its input."""
     import keras
 
-    operations = {x.name: x for x in model.operations}
-    outputs = [operations[name].output if name in operations else model.inputs[0] for name in names]
-    return keras.Model(model.inputs, outputs)
+    flat = frontier.flatten(model)
+    tensors = _tensors(flat)
+    return keras.Model(flat.inputs, [tensors.get(name, flat.inputs[0]) for name in names])
 
 
-def _operations_of(model: Any) -> list[Any]:
-    """The operation that made each output of a model."""
-    made = {id(x): operation for operation in model.operations for x in _outputs(operation)}
-    return [made[id(x)] for x in model.outputs]
+def _tensors(model: Any) -> dict[str, Any]:
+    """What each operation gives in the graph of a functional model, by name; `layer.output` is that of another graph.
 
-
-def _outputs(operation: Any) -> list[Any]:
-    import keras
-
-    return keras.tree.flatten(operation.output)
+    Operations that are called twice or give several tensors are left out.
+    """
+    found: dict[str, list[Any]] = {}
+    for node in itertools.chain.from_iterable(model._nodes_by_depth.values()):
+        found.setdefault(node.operation.name, []).extend(node.outputs)
+    return {name: outputs[0] for name, outputs in found.items() if len(outputs) == 1}
 
 
 def _call(program: Program, images: np.ndarray) -> list[np.ndarray]:
     import tensorflow as tf
 
     return [x.numpy() for x in program(tf.constant(images))]
+
+
+def _largest_difference(found: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
+    """NaN where one of them is, which Python's `max` would pass over."""
+    return float(np.max([_difference(a, b) for a, b in zip(found, right, strict=True)]))
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -126,8 +126,9 @@ def train(
         cut, features, model = None, None, network.model
         if engine.name == "cached":
             assert source
-            cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine.most_bytes)
-            features, model = source(cut), cut.suffix
+            found = frontier.split(network.model, mode=stage.frontier, most_bytes=engine.most_bytes)
+            if found.prefix is not None:  # where nothing is worth computing once, the whole network is trained
+                cut, features, model = found, source(found), found.suffix
         compile_model(model, stage, xla)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
@@ -164,6 +165,7 @@ def _fit_plain(
         validation_data=None if validation is None else (validation.images, validation.labels),
         validation_batch_size=EVALUATION_BATCH,
         callbacks=callbacks,
+        shuffle=False,
         verbose=0,
     )
 
@@ -214,7 +216,8 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
     # On random labels a loss may run away; what a step costs does not depend on it.
     log = _Log(clock, [], 1, stage, 1, n, lambda **event: None, must_stay_finite=False)
     batches = _batches(Split(images, labels, []), stage.batch_size, 0, 1)
-    network.model.fit(batches, epochs=1, steps_per_epoch=count + 1, callbacks=[log.callback()], verbose=0)
+    callbacks = [log.callback()]
+    network.model.fit(batches, epochs=1, steps_per_epoch=count + 1, callbacks=callbacks, shuffle=False, verbose=0)
     return StepTimes(clock.compiling[0], statistics.median(clock.steps))
 
 
