@@ -395,8 +395,9 @@ def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, vali
         )
         os.replace(predictions, folder / "predictions.npz")
         os.replace(weights, folder / "weights.weights.h5")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}; free some space") from error
+    except (OSError, RuntimeError) as error:  # h5py has both for a disk that is full
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise UserError(f"cannot write to {folder}: {reason}; free some space") from error
     finally:
         for partial in (weights, predictions):
             partial.unlink(missing_ok=True)
