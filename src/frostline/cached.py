@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 BLOCK_BYTES = 64 * 2**20
+TIMED_STEPS, TIMED_BLOCK, TIMED_SECONDS = 100, 5, 1.0
 Report = Callable[[float], None]
 
 
@@ -47,9 +48,9 @@ def fit(
     step, test = _steps(model, batch_size), _program(model.test_step, False)
     calls = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, verbose=0)
     before = read()
-    _compile(step, train, len(train), batch_size)
+    _compile(step, train, batch_size)
     if validation is not None:
-        _compile(test, validation, len(validation), evaluation_batch)
+        _compile(test, validation, evaluation_batch)
     compiled(read() - before)
     model.stop_training = False
     calls.on_train_begin()
@@ -76,16 +77,23 @@ def predict(model: Any, features: Sequence[np.ndarray], batch_size: int) -> np.n
     return np.concatenate([forward(tuple(map(tf.convert_to_tensor, batch))).numpy() for batch in batches])
 
 
-def time_steps(model: Any, rows: Rows, batch_size: int, count: int, read: Callable[[], float]) -> tuple[float, float]:
-    """Seconds of tracing and compiling a compiled model's step, and seconds a step of `count` on one batch."""
+def time_steps(model: Any, rows: Rows, batch_size: int, read: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of tracing and compiling a compiled model's step, and seconds of a step on one batch, again and again.
+
+    Until TIMED_STEPS are taken or TIMED_SECONDS are over, whichever comes first.
+    """
+    import tensorflow as tf
+
     _create_variables(model, rows)
-    step = _steps(model, batch_size)
-    again = np.tile(np.arange(batch_size), count)
+    step, shape = _steps(model, batch_size), (TIMED_BLOCK, batch_size)
+    block = _gather(rows, np.tile(np.arange(batch_size), TIMED_BLOCK), shape)
     before = read()
-    _compile(step, rows, len(again), batch_size)
+    step(*block, tf.constant(0))
     compiled = read() - before
-    before = read()
-    _go_over(model, step, rows, again, batch_size)
+    count, before = 0, read()
+    while count < TIMED_STEPS and read() - before < TIMED_SECONDS:
+        step(*block, tf.constant(TIMED_BLOCK))
+        count += TIMED_BLOCK
     return compiled, (read() - before) / count
 
 
@@ -128,11 +136,11 @@ def _create_variables(model: Any, rows: Rows) -> None:
     model.reset_metrics()
 
 
-def _compile(program: Any, rows: Rows, count: int, batch_size: int) -> None:
-    """Trace and compile for the shapes that an epoch over `count` rows meets, without taking a step."""
+def _compile(program: Any, rows: Rows, batch_size: int) -> None:
+    """Trace and compile for the shapes that an epoch meets, without taking a step."""
     import tensorflow as tf
 
-    for shape in _blocks(rows.features, count, batch_size):
+    for shape in _blocks(rows.features, len(rows), batch_size):
         program(*_gather(rows, np.zeros(0, np.int64), shape), tf.constant(0))
 
 

@@ -13,7 +13,6 @@ from frostline.features import size
 from frostline.models import Network
 from frostline.studies import Stage
 
-STEPS = 10
 DISK_BYTES_PER_SECOND = 200e6  # what a plain disk reads in random order, where features do not fit the memory
 FORWARD = 1 / 3  # of a training step: forward, and twice that backward
 
@@ -138,7 +137,7 @@ def _cached(
     pass_image = known[cut.boundary]
     training.compile_model(cut.suffix, stage, xla)
     rows = _random_rows(cut, stage.batch_size, network.model.output_shape[-1])
-    first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, STEPS, time.perf_counter)
+    first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, time.perf_counter)
     trained, answered = _trained(images, stage), _answered(images, stage)
     suffix = first + step / stage.batch_size * (trained + FORWARD * answered)
     fits = cut.image_bytes * sum(images.values()) <= room.memory_bytes
