@@ -233,7 +233,7 @@ def test_a_long_pass_gets_a_process_of_its_own(places, four, monkeypatch, estima
 
 
 def test_features_that_an_earlier_run_left_are_not_computed_again(places, four, monkeypatch):
-    runs, _ = four
+    runs = [dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, weights="x.h5")) for run in four[0]]
     children_ = Passes(places)
     stored = {"k": {"seconds": 1.0}}
     places.results.mkdir()
@@ -245,6 +245,17 @@ def test_features_that_an_earlier_run_left_are_not_computed_again(places, four, 
     stored.clear()
     harness.train_all([runs[2]], [setting(stage("cached", 30.0))], places)
     assert [action for action, _, _ in children_.jobs][3:] == ["features", "train"]
+
+
+def test_random_weights_of_another_seed_have_other_features(places, four, monkeypatch):
+    runs, _ = four
+    children_ = Passes(places)
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", children_)
+    monkeypatch.setattr(harness.features, "about", {"k": {"seconds": 1.0}}.get)
+    for run in runs[:2]:
+        harness.train_all([run], [setting(stage("cached", 30.0))], places)
+    assert [action for action, _, _ in children_.jobs] == ["features", "train", "features", "train"]
 
 
 # -- what `auto` means ---------------------------------------------------------------------------------
@@ -327,7 +338,11 @@ def test_a_child_that_dies_over_a_cell_leaves_it_failed(places, planned, monkeyp
 CHECKED = {
     "device": "cpu",
     "mixed": "mixed_bfloat16",
-    "configurations": [{"freeze": name, "size": 32, "classes": 2, "images": {}} for name in ("output", "all")],
+    "configurations": [
+        {"freeze": name, "variant": variant, "size": 32, "classes": 2, "images": {}}
+        for name in ("output", "all")
+        for variant in ("", "cached", "plain")
+    ],
 }
 
 

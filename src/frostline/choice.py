@@ -48,7 +48,9 @@ def timing_key(run: Run) -> str:
         for stage in run.freeze.stages
     ]
     head = run.freeze.head if run.freeze.head is None or isinstance(run.freeze.head, str) else plain(run.freeze.head)
-    return json.dumps([stages, head, len(run.data.classes or ()), run.engine, run.limit], sort_keys=True)
+    return json.dumps(
+        [stages, head, len(run.data.classes or ()), run.engine, run.limit, run.data.train_images], sort_keys=True
+    )
 
 
 def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import http.client
@@ -106,6 +107,24 @@ def load(
         splits[part] = Split(_resized(source.images[rows], size), labels[rows], keys)
     names = tuple(source.class_names[number] for number in chosen)
     return Dataset(splits["train"], splits.get("validation", splits["test"]), splits["test"], names)
+
+
+def part(dataset: Dataset, data: Data) -> tuple[np.ndarray | None, Dataset]:
+    """The dataset with the training images that `data.train_images` leaves, and their rows (None: all).
+
+    Dealt out class by class, a smaller number being a part of a larger one. Raises UserError where there are too few.
+    """
+    import numpy as np
+
+    (wanted,) = data.train_images
+    train = dataset.train
+    if isinstance(wanted, str):
+        return None, dataset
+    if wanted > len(train.labels):
+        raise UserError(f'train_images = {wanted}: there are {len(train.labels)}; give a smaller number, or "all"')
+    rows = _limited(train.labels, np.arange(len(train.labels)), wanted, data.split_seed)
+    keys = [train.keys[row] for row in rows]
+    return rows, dataclasses.replace(dataset, train=Split(train.images[rows], train.labels[rows], keys))
 
 
 def fingerprint(data: Data, *, data_dir: Path | None = None, report: Report | None = None) -> str:

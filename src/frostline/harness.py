@@ -170,7 +170,7 @@ def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: 
     rows = {(r.freeze.name, choice.timing_key(r)): r for r in planned if r.freeze.name != plan.PRETRAIN}
     distinct = {timing: run for (_, timing), run in reversed(rows.items())}
     candidates = choice.candidates(planned, checked["mixed"])
-    shapes = {c["freeze"]: c for c in checked["configurations"]}
+    shapes = {f"{c['freeze']} {c['variant']}": c for c in checked["configurations"]}
     timed: list[Event] = []
     with Progress(len(candidates) * len(distinct), "cells") as progress:
         while len(timed) < len(candidates) * len(distinct):
@@ -249,8 +249,11 @@ class Timing:
     def on_event(self, event: Event) -> None:
         instant = time.monotonic()
         if event["event"] == "cell" and self.cell_started is not None:
-            facts = {key: event[key] for key in ("engine", "step_seconds")}
-            self.add("ok", None, event["stages"], elapsed_seconds=instant - self.cell_started, **facts)
+            facts = {key: event.get(key) for key in ("engine", "step_seconds")}
+            if event.get("skipped"):
+                self.add("not tried", event["skipped"])
+            else:
+                self.add("ok", None, event["stages"], elapsed_seconds=instant - self.cell_started, **facts)
         self.cell_started = instant
         timed = event["event"] == "cell"
         if current := self.current():

@@ -1,6 +1,7 @@
 """What the children do: each job is one fresh interpreter, started by the harness with `python -m frostline.jobs`."""
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -43,7 +44,7 @@ PARITY_IMAGES = 32
 
 def work(job: dict[str, Any], emit: Emit) -> None:
     """Do one job; a mistake of the user becomes an event, everything else that is wrong ends the child."""
-    import tensorflow  # noqa: F401  loading it is part of the start, not of what is timed
+    import keras  # noqa: F401  loading it and TensorFlow is part of the start, not of what is timed
 
     job["process_start_seconds"] = time.time() - job["spawned"]
     emit("ready")
@@ -177,7 +178,8 @@ class Used:
 def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, emit: Emit) -> dict[str, Any]:
     """Train one run and return its record; what it leaves in the run folder is written before."""
     results = Path(job["results"])
-    dataset = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
+    whole = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
+    rows, dataset = datasets.part(whole, run.data)
     machine.reset_peak_memory()
     device.reset_peak_memory()
     started = time.perf_counter()
@@ -194,7 +196,7 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         seed=run.seed,
         xla=setting["xla"] == "on",
         engines=[training.Engine(**engine) for engine in setting["engines"]],
-        source=lambda cut: _features(network, cut, run, dataset, shelf, used, emit),
+        source=lambda cut: _of_rows(_features(network, cut, run, whole, shelf, used, emit), rows),
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
     answers = _evaluate(network, dataset, trained)
@@ -308,8 +310,13 @@ def _features(
     return book.arrays
 
 
+def _of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Arrays:
+    """Features of some of the training images; None: of all."""
+    return arrays if rows is None else {**arrays, "train": tuple(a[rows] for a in arrays["train"])}
+
+
 def _need(network: models.Network, cut: frontier.Cut, run: Run) -> prefix.Need:
-    data = {k: v for k, v in plan.plain(run.data).items() if k != "scaling"}
+    data = {k: v for k, v in plan.plain(run.data).items() if k not in ("scaling", "train_images")}
     return prefix.need(network, cut, {"data": data, "fingerprint": run.fingerprint, "limit": run.limit}, xla=False)
 
 
@@ -452,7 +459,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 )
             masks.append(freezing.apply(network.model, network.groups, stage))
             cuts.append(frontier.split(network.model, mode=stage.frontier))
-        images = {name: len(split) for name, split in _splits(dataset).items()}
+        images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
         found.append(
             {
                 "freeze": run.freeze.name,
@@ -507,19 +514,37 @@ def _estimated_memory(network: models.Network, masks: list[freezing.Mask], run: 
 def steps(job: dict[str, Any], emit: Emit) -> None:
     """Time a few steps of each configuration under some precision and XLA settings."""
     known: dict[str, dict[tuple[str, ...], float]] = {}
+    totals: dict[str, float] = {}
+    passes: dict[str, float] = {}
+    open_runs = all(run.precision == "auto" for run in _runs(job))
     for precision, xla in job["candidates"]:
         device.configure(precision)
-        for run in _runs(job):
-            device.seed_everything(run.seed)
-            shape = job["shapes"][run.freeze.name]
-            network = models.build(run.backbone, run.freeze.head, run.data.scaling, shape["size"], shape["classes"])
-            try:
-                found = _estimate(network, run, shape["images"], xla, known.setdefault(precision, {}))
-            except UserError as error:
-                raise UserError(f"{run.freeze.name}: {error}") from error
-            epochs = [stage.epochs for stage in run.freeze.stages]
-            step = sum(c["step_seconds"] * n for c, n in zip(found, epochs, strict=True)) / sum(epochs)
-            emit("cell", stages=found, step_seconds=step, engine=_engine([cost["engine"] for cost in found]))
+        if open_runs and passes.get(precision, 0.0) > min(totals.values(), default=math.inf):
+            for _ in _runs(job):
+                emit("cell", skipped="its pass alone takes longer than another precision in all")
+            continue
+        found = [x for run in _runs(job) for x in _time(run, xla, job, known.setdefault(precision, {}), emit)]
+        total = sum(cost["seconds"] for cost in found)
+        totals[precision] = min(total, totals.get(precision, total))
+        alone = {tuple(cost["boundary"]): cost["pass_seconds"] for cost in found if cost["pass_seconds"]}
+        passes[precision] = sum(alone.values())
+
+
+def _time(
+    run: Run, xla: str, job: dict[str, Any], known: dict[tuple[str, ...], float], emit: Emit
+) -> list[dict[str, Any]]:
+    """Time one configuration; returns the cost of each of its stages."""
+    device.seed_everything(run.seed)
+    shape = job["shapes"][f"{run.freeze.name} {run.variant}"]
+    network = models.build(run.backbone, run.freeze.head, run.data.scaling, shape["size"], shape["classes"])
+    try:
+        found = _estimate(network, run, shape["images"], xla, known)
+    except UserError as error:
+        raise UserError(f"{run.freeze.name}: {error}") from error
+    epochs = [stage.epochs for stage in run.freeze.stages]
+    step = sum(c["step_seconds"] * n for c, n in zip(found, epochs, strict=True)) / sum(epochs)
+    emit("cell", stages=found, step_seconds=step, engine=_engine([cost["engine"] for cost in found]))
+    return found
 
 
 # -- after a study -------------------------------------------------------------------------------------

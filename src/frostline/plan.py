@@ -144,25 +144,32 @@ def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], dig
             planned.append(source)
         for freeze in wanted:
             start = source if freeze.weights == PRETRAIN else None
-            for one, name in _variants(freeze):
-                planned.append(_run(study, study.data, one, seed, options, prints, digest, name, start))
+            for data, one, name in _variants(study.data, freeze):
+                planned.append(_run(study, data, one, seed, options, prints, digest, name, start))
     return planned
 
 
-def _variants(freeze: Freeze) -> list[tuple[Freeze, str]]:
+def _variants(data: Data, freeze: Freeze) -> list[tuple[Data, Freeze, str]]:
     """One configuration for each combination of the settings asked for, and a name where there are several."""
-    combinations = list(itertools.product(freeze.precision, freeze.xla, freeze.engine))
     variants = []
-    for precision, xla, engine in combinations:
-        parts = [precision, f"xla_{xla}"] if len(freeze.precision) * len(freeze.xla) > 1 else []
+    for images, precision, xla, engine in itertools.product(
+        data.train_images, freeze.precision, freeze.xla, freeze.engine
+    ):
+        parts = [f"{images}_images"] if len(data.train_images) > 1 else []
+        parts += [precision, f"xla_{xla}"] if len(freeze.precision) * len(freeze.xla) > 1 else []
         parts += [engine] if len(freeze.engine) > 1 else []
         one = dataclasses.replace(freeze, precision=(precision,), xla=(xla,), engine=(engine,))
-        variants.append((one, "-".join(parts)))
+        variants.append((dataclasses.replace(data, train_images=(images,)), one, "-".join(parts)))
     return variants
 
 
 def _datas(study: Study) -> set[Data]:
-    return {study.data, *([study.pretrain.data] if study.pretrain else [])}
+    return {_whole(study.data), *([_whole(study.pretrain.data)] if study.pretrain else [])}
+
+
+def _whole(data: Data) -> Data:
+    """The data of which a run may use a part."""
+    return dataclasses.replace(data, train_images=("all",))
 
 
 def _run(
@@ -190,7 +197,7 @@ def _run(
         "pretrain": source and source.configuration,
         "limit": options.limit,
         "epochs": options.epochs,
-        "fingerprint": prints[data],
+        "fingerprint": prints[_whole(data)],
     }
     configuration = _hash(asked)
     identity = _hash({"configuration": configuration, "seed": seed})
@@ -209,7 +216,7 @@ def _run(
         seed=seed,
         limit=options.limit,
         epochs=options.epochs,
-        fingerprint=prints[data],
+        fingerprint=prints[_whole(data)],
         pretrain_run=source.id if source else None,
     )
 

@@ -34,6 +34,7 @@ class Data:
     validation: float = 0.1
     split_seed: int = 0
     scaling: str = "backbone"
+    train_images: tuple[int | str, ...] = ("all",)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage, inheri
     parts = {"own": own, "stage": _fields(Stage), "data": _fields(Data), "head": _fields(Head)}
     _only(table, [key for keys in parts.values() for key in sorted(keys)], where)
     pick = {part: {k: v for k, v in table.items() if k in keys} for part, keys in parts.items()}
-    data = _data({**study["data"], **pick["data"]}, where)
+    shared = {key: value for key, value in study["data"].items() if key != "train_images"}
+    data = _data({**shared, **pick["data"]}, where)
     stage = _stage({**pick["stage"], "train": pick["stage"].get("train", ["all"])}, where, base)
     head = study.get("head")
     if pick["head"]:
@@ -263,6 +265,7 @@ def _data(table: Any, where: str) -> Data:
         "validation": _fraction,
         "split_seed": lambda value, at: _whole(value, at, least=0),
         "scaling": _one_of(SCALINGS),
+        "train_images": _sizes,
     }
     return _fill(Data, table, where, readers)
 
@@ -414,6 +417,14 @@ def _choices(value: Any, choices: tuple[str, ...], where: str) -> tuple[str, ...
     if not values or len(set(map(str, values))) < len(values):
         raise UserError(f"{where} = {value!r}; give one or several different of: {', '.join(choices)}")
     return tuple(_one_of(choices)(v, where) for v in values)
+
+
+def _sizes(value: Any, where: str) -> tuple[int | str, ...]:
+    sizes = value if isinstance(value, list) else [value]
+    good = all(size == "all" or (_is_int(size) and size > 0) for size in sizes)
+    if not sizes or not good or len(set(sizes)) < len(sizes):
+        raise UserError(f'{where} = {value!r}; give different numbers of images, or "all", such as [100, 1000, "all"]')
+    return tuple(sizes)
 
 
 def _rules(value: Any, where: str) -> tuple[str, ...]:
