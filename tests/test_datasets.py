@@ -263,6 +263,21 @@ def test_a_limit_below_one_is_refused():
         datasets.load(Data("digits"), limit=0)
 
 
+def test_parts_of_the_training_images_are_nested_and_equal_per_class():
+    data = Data("digits", classes=(0, 1, 2))
+    whole = datasets.load(data)
+    parts = [datasets.part(whole, dataclasses.replace(data, train_images=(n,))) for n in (9, 60)]
+    for rows, part in parts:
+        assert set(by_class(part.train).values()) == {len(rows) // 3}
+        assert np.array_equal(part.train.images, whole.train.images[rows])
+        assert part.train.keys == [whole.train.keys[row] for row in rows]
+        assert part.test is whole.test and part.validation is whole.validation
+    assert set(parts[0][0]) < set(parts[1][0])
+    assert datasets.part(whole, data) == (None, whole)
+    with pytest.raises(UserError, match=r"train_images = 5000: there are \d+; give a smaller number, or .all."):
+        datasets.part(whole, dataclasses.replace(data, train_images=(5000,)))
+
+
 # -- digits ----------------------------------------------------------------------------------------
 
 

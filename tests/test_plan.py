@@ -30,6 +30,16 @@ def with_pretrain(tiny):
     return tiny.replace('weights = "none"\n', "", 1) + PRETRAIN
 
 
+def test_every_number_of_training_images_is_a_configuration_of_its_own(tiny_study):
+    text = with_pretrain(tiny_study).replace("[data]", '[data]\ntrain_images = [20, "all"]', 1)
+    planned = runs(text)
+    named = [(r.freeze.name, r.variant, r.data.train_images) for r in planned]
+    assert named[:3] == [("pretrain", "", ("all",)), ("output", "20_images", (20,)), ("output", "all_images", ("all",))]
+    assert len({r.configuration for r in planned}) == len(planned) == 1 + 2 * 4
+    (one,) = {r.variant for r in runs(tiny_study.replace("[data]", "[data]\ntrain_images = 20", 1))}
+    assert one == ""
+
+
 def test_each_seed_has_its_own_pretraining_first(tiny_study):
     planned = runs(with_pretrain(tiny_study), Options(seeds=(3, 4)))
     assert [(r.freeze.name, r.seed) for r in planned[:5]] == [

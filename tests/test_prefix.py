@@ -36,12 +36,12 @@ def network(build, *trained):
     return models.Network(model, model, {}, Head())
 
 
-def needed(net, *, data=DATA, xla=False, **how):
-    return prefix.need(net, frontier.split(net.model, **how), data, xla)
+def needed(net, *, data=DATA, **how):
+    return prefix.need(net, frontier.split(net.model, **how), data)
 
 
 def compute(*needs, **kwargs):
-    return prefix.compute(needs, SPLITS, **{"xla": False, "about": {"study": "tiny"}} | kwargs)
+    return prefix.compute(needs, SPLITS, **{"about": {"study": "tiny"}} | kwargs)
 
 
 def stored(need):
@@ -66,11 +66,14 @@ def assert_right(need, tolerance=1e-6):
 # -- identity --------------------------------------------------------------------------------------
 
 
-def test_features_are_those_of_weights_data_boundary_precision_and_program():
+def test_features_are_those_of_weights_data_boundary_precision_and_program(monkeypatch):
     net = network(residual, "conv_3", "output")
+    with monkeypatch.context() as gpu:
+        gpu.setattr(prefix, "_compiled", lambda: True)
+        compiled = needed(net).key
     keys = [
         needed(net).key,
-        needed(net, xla=True).key,
+        compiled,
         needed(net, data={**DATA, "fingerprint": "g"}).key,
         needed(net, data={**DATA, "limit": 10}).key,
         needed(net, most_bytes=1000).key,
@@ -194,7 +197,7 @@ def test_too_little_room_is_found_before_the_pass():
 
 
 def test_seconds_of_a_prefix():
-    assert 0 < prefix.seconds_per_image(needed(network(residual, "conv_3", "output")).cut, xla=False, size=8) < 1
+    assert 0 < prefix.seconds_per_image(needed(network(residual, "conv_3", "output")).cut, size=8) < 1
 
 
 @pytest.mark.parametrize(("size", "count"), [(8, 64), (64, 64), (96, 28), (224, 16)])

@@ -65,6 +65,12 @@ def test_the_frontier_mode_is_each_stages_own(tiny_study):
     assert study.freeze[0].stages[0].frontier == "exact"
 
 
+@pytest.mark.parametrize("value", ["[]", "0", '["some"]', "[20, 20]", "1.5", "true"])
+def test_numbers_of_training_images_are_whole_and_different(tiny_study, value):
+    with pytest.raises(UserError, match=r"train_images = .*; give different numbers of images, or \"all\""):
+        parse(tiny_study.replace("[data]", f"[data]\ntrain_images = {value}", 1))
+
+
 def test_a_pretraining_takes_the_named_head_of_the_study(tiny_study):
     study = parse(tiny_study.replace("[data]", 'head = "linear"\n[data]', 1), new="[pretrain]\nclasses = [0, 1]")
     assert study.pretrain.freeze.head == study.freeze[0].head == "linear"

@@ -101,8 +101,15 @@ def time_steps(model: Any, rows: Rows, batch_size: int, read: Callable[[], float
 
 
 def _steps(model: Any, batch_size: int) -> Callable[..., Any]:
-    """The program of training steps; a partial batch, met once an epoch, is not worth a compilation by XLA."""
-    full, partial = _program(model.train_step, bool(model.jit_compile)), _program(model.train_step, False)
+    """The program of training steps; a partial batch, met once an epoch, is not worth a compilation by XLA.
+
+    Unless it may draw random numbers that XLA draws in another way, as layers of Keras do and ours does not.
+    """
+    from frostline.layers import Dropout
+
+    foreign = any(hasattr(x, "seed_generator") and not isinstance(x, Dropout) for x in model.layers)
+    xla = bool(model.jit_compile)
+    full, partial = _program(model.train_step, xla), _program(model.train_step, xla and foreign)
 
     def steps(features: Any, labels: Any, count: Any) -> None:
         (full if labels.shape[1] == batch_size else partial)(features, labels, count)

@@ -41,16 +41,15 @@ def key(runs: Sequence[Run]) -> str:
 
 
 def timing_key(run: Run) -> str:
-    """Equal for runs whose training does the same work: stages, engine and head, whatever their names and weights."""
+    """Equal for runs that do the same work: stages, engine, head and data, whatever their names and weights."""
     stages = [
         {k: v for k, v in plain(stage).items() if k in ("train", "optimizer", "batch_size", "batch_norm", "frontier")}
         | {"epochs": stage.epochs}
         for stage in run.freeze.stages
     ]
     head = run.freeze.head if run.freeze.head is None or isinstance(run.freeze.head, str) else plain(run.freeze.head)
-    return json.dumps(
-        [stages, head, len(run.data.classes or ()), run.engine, run.limit, run.data.train_images], sort_keys=True
-    )
+    data = [plain(run.data), run.fingerprint, run.limit]
+    return json.dumps([stages, head, run.engine, data], sort_keys=True)
 
 
 def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:
@@ -123,5 +122,5 @@ def candidates(runs: Sequence[Run], mixed: str) -> list[Candidate]:
 
 
 def needed(runs: Sequence[Run]) -> bool:
-    """Whether any run leaves its precision, XLA or engine to a measurement."""
-    return any("auto" in (run.precision, run.xla, run.engine) for run in runs)
+    """Whether any run leaves its precision or XLA to a measurement, or features to a look at their cost and room."""
+    return any("auto" in (run.precision, run.xla) or run.engine != "plain" for run in runs)

@@ -13,7 +13,9 @@ from frostline.features import size
 from frostline.models import Network
 from frostline.studies import Stage
 
-DISK_BYTES_PER_SECOND = 200e6  # what a plain disk reads in random order, where features do not fit the memory
+# Rough rates of reading features in random order from a disk and from memory, and of writing, hashing and reading them
+# back; the last two as seen here (bench/NOTES.md).
+DISK_BYTES_PER_SECOND, MEMORY_BYTES_PER_SECOND, STORE_BYTES_PER_SECOND = 200e6, 1.5e9, 250e6
 FORWARD = 1 / 3  # of a training step: forward, and twice that backward
 
 
@@ -56,6 +58,8 @@ def stages(
 ) -> list[Cost]:
     """The cost of each stage of a network for `images` in `train`, `validation` and `test`; changes its weights.
 
+    `images["pass"]` are those that features are made of: all of them, also where a part is trained on.
+
     `known` keeps the time of each prefix in one precision. Raises UserError where the cached engine is asked for and
     its features have no room.
     """
@@ -90,7 +94,7 @@ def _stage(
                 f'{", ".join(sorted(moved & set(cut.below)))}; give that stage frontier = "exact"'
             )
         return _plain(network, stage, images, xla, "an earlier stage trains below the frontier")
-    total = sum(images.values())
+    total = images["pass"]
     if cut.image_bytes * total > room.disk_bytes:
         told = f"its features take {size(cut.image_bytes * total)}, and there is room for {size(room.disk_bytes)}"
         if asked == "cached" or stage.frontier != "exact":
@@ -133,23 +137,25 @@ def _cached(
 ) -> Cost:
     """The cost with features; the other is the least the plain engine could take: the same steps, prefix included."""
     if cut.boundary not in known:
-        known[cut.boundary] = prefix.seconds_per_image(cut, xla=False, size=network.model.input_shape[1])
+        known[cut.boundary] = prefix.seconds_per_image(cut, size=network.model.input_shape[1])
     pass_image = known[cut.boundary]
     training.compile_model(cut.suffix, stage, xla)
     rows = _random_rows(cut, stage.batch_size, network.model.output_shape[-1])
     first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, time.perf_counter)
     trained, answered = _trained(images, stage), _answered(images, stage)
     suffix = first + step / stage.batch_size * (trained + FORWARD * answered)
-    fits = cut.image_bytes * sum(images.values()) <= room.memory_bytes
-    reading = 0.0 if fits else cut.image_bytes / DISK_BYTES_PER_SECOND * (trained + answered)
+    fits = cut.image_bytes * images["pass"] <= room.memory_bytes
+    rate = MEMORY_BYTES_PER_SECOND if fits else DISK_BYTES_PER_SECOND
+    storing = cut.image_bytes * images["pass"] / STORE_BYTES_PER_SECOND
+    reading = cut.image_bytes * (trained + answered) / rate
     return Cost(
         engine="cached",
         reason="cheaper",
-        seconds=pass_image * sum(images.values()) + reading + suffix,
+        seconds=pass_image * images["pass"] + storing + reading + suffix,
         other_seconds=pass_image * (trained + answered) + suffix,
         step_seconds=step,
         first_step_seconds=first,
-        pass_seconds=pass_image * sum(images.values()),
+        pass_seconds=pass_image * images["pass"],
         image_bytes=cut.image_bytes,
         boundary=cut.boundary,
     )
@@ -162,7 +168,7 @@ def _trained(images: Mapping[str, int], stage: Stage) -> int:
 
 def _answered(images: Mapping[str, int], stage: Stage) -> int:
     """Images that the network is asked about: validation after each epoch, everything at the end."""
-    return stage.epochs * images["validation"] + sum(images.values())
+    return (stage.epochs + 1) * images["validation"] + images["train"] + images.get("test", 0)
 
 
 def _random_rows(cut: frontier.Cut, count: int, units: int) -> cached.Rows:

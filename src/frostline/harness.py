@@ -373,11 +373,12 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
         "since": time.time(),
         "computed": computed,
     }
-    log = f"runs/{group[0].run.id}/log.txt" if len(group) == 1 else "logs/group.txt"
+    first = group[0].run.id
+    log = f"runs/{first}/log.txt" if len(group) == 1 else f"logs/group-{first}.txt"
     progress.show(current.label)
     before = len(records.read(places.results))
     try:
-        if _pass_seconds([m for m in group if not _has_features(m.run, places.results)]) > OWN_PROCESS_SECONDS:
+        if _pass_seconds([m for m in group if not _has_features(m, places.results)]) > OWN_PROCESS_SECONDS:
             spawn({"action": "features", **job}, places, "logs/features.txt", on_event)
         spawn({"action": "train", **job}, places, log, on_event)
         return [], ""
@@ -392,16 +393,22 @@ def _pass_seconds(group: list[Member]) -> float:
     return sum({tuple(stage["boundary"]): stage["pass_seconds"] for stage in stages}.values())
 
 
-def _has_features(run: Run, results: Path) -> bool:
-    """Whether a finished run of the same configuration and weights has left its features."""
+def _has_features(member: Member, results: Path) -> bool:
+    """Whether finished runs from the same weights have left all the features that a run needs."""
+
+    def source(record: Event) -> tuple[Any, ...]:
+        config = record["config"]
+        random = config["freeze"]["weights"] == "none" or config["freeze"]["reset"]
+        origin = (config["freeze"]["weights"], config["pretrain_run"], config["seed"] if random else None)
+        return (*origin, config["fingerprint"], config["limit"], record["precision"])
+
+    own = source({"config": plan.plain(member.run), "precision": member.setting.precision})
+    left: set[tuple[str, ...]] = set()
     for record in newest(results).values():
-        same = record["config"]["pretrain_run"] == run.pretrain_run
-        same &= run.freeze.weights != "none" or record["seed"] == run.seed
-        if same and record["configuration"] == run.configuration:
-            keys = [entry["key"] for entry in record.get("features") or []]
-            if keys and all(features.about(key) for key in keys):
-                return True
-    return False
+        if source(record) == own:
+            entries = record.get("features") or []
+            left |= {tuple(entry["boundary"]) for entry in entries if features.about(entry["key"])}
+    return {tuple(stage["boundary"]) for stage in member.setting.stages if stage["boundary"]} <= left
 
 
 def _finished_runs(results: Path) -> set[str]:

@@ -69,7 +69,7 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
     """Train the runs of one group; each ends as one record, whatever happens to it."""
     results = Path(job["results"])
     device.configure(job["precision"])
-    marked = job["since"] or job["spawned"]
+    marked = job["since"]
     with contextlib.ExitStack() as opened:
         shelf = Shelf(opened, features.memory_budget(job["features_memory"]))
         shelf.new |= set(job["computed"])
@@ -147,13 +147,22 @@ class Shelf:
     def take(self, key: str, make: Callable[[], set[str]]) -> features.Features:
         """Open features, made first where they are not there or damaged."""
         if key not in self.books:
-            self.new |= make()
+            self._make(make)
             try:
                 self._open(key)
             except features.Damaged:
-                self.new |= make()
+                self._make(make)
                 self._open(key)
         return self.books[key]
+
+    def _make(self, make: Callable[[], set[str]]) -> None:
+        try:
+            self.new |= make()
+        except UserError:  # no room, perhaps because of what is open here
+            if not self.books:
+                raise
+            self.clear()
+            self.new |= make()
 
     def _open(self, key: str) -> None:
         before = time.perf_counter()
@@ -166,9 +175,9 @@ class Shelf:
 
 @dataclass
 class Used:
-    """What one run took from the shelf: features by key, seconds it waited for them, the worst difference found."""
+    """What one run took from the shelf: facts by key, seconds it waited for them, the worst difference found."""
 
-    books: dict[str, features.Features] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     waited_seconds: float = 0.0
     difference: float | None = None
     reused: bool = True
@@ -200,18 +209,32 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
     answers = _evaluate(network, dataset, trained)
-    features_seconds = sum(book.about["seconds"] for book in used.books.values())
-    alone = time.perf_counter() - started - used.waited_seconds + used.load_seconds + features_seconds
+    pass_seconds = sum(facts["seconds"] for facts in used.facts.values())
+    alone = time.perf_counter() - started - used.waited_seconds + used.load_seconds + pass_seconds
 
     peaks = {"peak_memory_bytes": machine.peak_memory_bytes(), "device_peak_memory_bytes": device.peak_memory_bytes()}
     _keep(records.run_folder(results, run.id), network, dataset, answers["validation"][0], answers["test"][0])
-    engines = ["cached" if cut else "plain" for cut in trained.cuts]
-    frontiers = {cut.mode for cut in trained.cuts if cut}
     epoch_seconds = trained.epoch_seconds
     return {
         **plan.heading(run),
         "outcome": "ok",
         "reason": None,
+        **_of_training(trained),
+        **_of_features(used),
+        **_of_answers(dataset, answers),
+        **peaks,
+        "kept_fresh": kept_fresh,
+        "estimate": setting["estimate"],
+        "total_seconds": alone,
+        "images_per_second": len(dataset.train.labels) / epoch_seconds if epoch_seconds else None,
+    }
+
+
+def _of_training(trained: training.Trained) -> dict[str, Any]:
+    """What a record says of masks, proofs, engines, times and epochs."""
+    engines = ["cached" if cut else "plain" for cut in trained.cuts]
+    frontiers = {cut.mode for cut in trained.cuts if cut}
+    return {
         "engine": _engine(engines),
         **trained.effective,
         "trainable_params": trained.masks[-1].trainable_params,
@@ -219,28 +242,36 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         "stages": _stages(trained, engines),
         "batch_norm": [mask.batch_norm for mask in trained.masks],
         "frontier": ", ".join(sorted(frontiers)) or None,
-        "kept_fresh": kept_fresh,
         "first_step_seconds": trained.first_step_seconds,
         "step_seconds": trained.step_seconds,
-        "epoch_seconds": epoch_seconds,
-        "features_seconds": features_seconds if used.books else None,
-        "features_reused": used.reused if used.books else None,
+        "epoch_seconds": trained.epoch_seconds,
+        "train_running_top1": trained.history[-1]["top1"],
+        "restored_epochs": trained.restored_epochs,
+        "history": trained.history,
+    }
+
+
+def _of_features(used: Used) -> dict[str, Any]:
+    """What a record says of the features a run trained on; all null where it used none."""
+    taken = list(used.facts.values())
+    return {
+        "features_seconds": sum(facts["seconds"] for facts in taken) if taken else None,
+        "features_reused": used.reused if taken else None,
         "features_difference": used.difference,
-        "features_bytes": sum(book.nbytes for book in used.books.values()) if used.books else None,
-        "features": [_facts(key, book) for key, book in used.books.items()],
-        "estimate": setting["estimate"],
-        "total_seconds": alone,
-        "images_per_second": len(dataset.train.labels) / epoch_seconds if epoch_seconds else None,
-        **peaks,
+        "features_bytes": sum(facts["bytes"] for facts in taken) if taken else None,
+        "features": taken,
+    }
+
+
+def _of_answers(dataset: datasets.Dataset, answers: dict[str, tuple[Any, float, float]]) -> dict[str, Any]:
+    """What a record says of the splits and how well the run does on each."""
+    return {
         "train_images": len(dataset.train.labels),
         "validation_images": len(dataset.validation.labels),
         "test_images": len(dataset.test.labels),
         "class_names": list(dataset.class_names),
         **{f"{name}_top1": answer[1] for name, answer in answers.items()},
         **{f"{name}_loss": answer[2] for name, answer in answers.items()},
-        "train_running_top1": trained.history[-1]["top1"],
-        "restored_epochs": trained.restored_epochs,
-        "history": trained.history,
     }
 
 
@@ -289,14 +320,14 @@ def _features(
     emit: Emit,
 ) -> training.Arrays:
     """The features of a cut, and the proof on a sample of them that they are what the whole network computes."""
-    before = time.perf_counter()
     need = _need(network, cut, run)
-
+    before = time.perf_counter()
     book = shelf.take(need.key, lambda: _compute([need], run, dataset, emit))
     used.reused &= need.key not in shelf.new
     shelf.new.discard(need.key)
-    used.books[need.key] = book
-    used.load_seconds += shelf.load_seconds[need.key]
+    if need.key not in used.facts:
+        used.load_seconds += shelf.load_seconds[need.key]
+    used.facts[need.key] = _facts(need.key, book)
     used.waited_seconds += time.perf_counter() - before
     rows = np.random.default_rng(run.seed).permutation(len(dataset.train.labels))[: prefix.SAMPLE]
     sample = tuple(np.ascontiguousarray(a[rows]) for a in book.arrays["train"])
@@ -317,7 +348,8 @@ def _of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Array
 
 def _need(network: models.Network, cut: frontier.Cut, run: Run) -> prefix.Need:
     data = {k: v for k, v in plan.plain(run.data).items() if k not in ("scaling", "train_images")}
-    return prefix.need(network, cut, {"data": data, "fingerprint": run.fingerprint, "limit": run.limit}, xla=False)
+    known = {"data": data, "fingerprint": run.fingerprint, "limit": run.limit, "decoder": datasets.DECODER}
+    return prefix.need(network, cut, known)
 
 
 def make_features(job: dict[str, Any], emit: Emit) -> None:
@@ -340,7 +372,10 @@ def _lie_apart(job: dict[str, Any]) -> bool:
 
 def _compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
     """Compute what all frontiers of a group need, in as few passes as can be."""
-    settings = {run.configuration: (run, setting) for run, setting in zip(_runs(job), job["settings"], strict=True)}
+    settings = {
+        (run.configuration, run.seed if run.freeze.weights == "none" or run.freeze.reset else None): (run, setting)
+        for run, setting in zip(_runs(job), job["settings"], strict=True)
+    }
     needs: list[prefix.Need] = []
     for run, setting in settings.values():
         dataset = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
@@ -361,7 +396,7 @@ def _compute(needs: Sequence[prefix.Need], run: Run, dataset: datasets.Dataset, 
     def report(done: int, total: int) -> None:
         emit("features", done=done, total=total)
 
-    return prefix.compute(needs, _splits(dataset), xla=False, about=about, report=report)
+    return prefix.compute(needs, _splits(dataset), about=about, report=report)
 
 
 def build(run: Run, dataset: datasets.Dataset) -> models.Network:
@@ -460,6 +495,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             masks.append(freezing.apply(network.model, network.groups, stage))
             cuts.append(frontier.split(network.model, mode=stage.frontier))
         images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
+        images["pass"] = sum(map(len, _splits(dataset).values()))
         found.append(
             {
                 "freeze": run.freeze.name,

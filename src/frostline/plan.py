@@ -91,8 +91,9 @@ def resolve(study: Study, options: Options) -> Study:
     pretrain = study.pretrain
     if pretrain:
         source = _apply(pretrain.freeze, options)
+        stages = tuple(dataclasses.replace(stage, frontier="exact") for stage in source.stages)
         source = dataclasses.replace(
-            source, precision=source.precision[:1], xla=source.xla[:1], engine=source.engine[:1]
+            source, precision=source.precision[:1], xla=source.xla[:1], engine=("plain",), stages=stages
         )
         pretrain = Task(pretrain.data, source)
     freeze = tuple(dataclasses.replace(f, seeds=options.seeds or f.seeds or study.seeds) for f in freeze)

@@ -199,7 +199,7 @@ def _fine(seconds: float) -> str:
 def _features(cost: Row, entry: Row) -> str:
     if cost["image_bytes"] is None:
         return "-"
-    return f"{cost['image_bytes'] * sum(entry['images'].values()) * MIB:,.1f}"
+    return f"{cost['image_bytes'] * entry['images']['pass'] * MIB:,.1f}"
 
 
 def _frontier(stage: Row) -> str:
@@ -378,7 +378,7 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
             "cached: trained on features computed once; total s holds the whole pass (features s), also where another "
             f"run had made them. Features re-computed by whole networks differed by {worst:.1e} of the largest at most."
         )
-    if any(row["frontier"] == "inference_prefix" for row in cached):
+    if any("inference_prefix" in (row["frontier"] or "") for row in cached):
         lines.append("‡ inference_prefix: what is frozen ran as in inference, without its dropout and augmentation.")
     if any(row["protocol"] == "document" for row in train):
         lines.append("† validated on test, as the document did.")
@@ -447,7 +447,7 @@ def _value(key: str) -> Callable[[Row], str]:
 def _name(row: Row) -> str:
     variant = f" ({row['variant']})" if row["variant"] else ""
     marks = (" †" if row["protocol"] == "document" else "") + (
-        " ‡" if row.get("frontier") == "inference_prefix" else ""
+        " ‡" if "inference_prefix" in (row.get("frontier") or "") else ""
     )
     return f"{row['freeze']}{variant}{marks}"
 
