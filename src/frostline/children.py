@@ -115,7 +115,8 @@ def _cause(status: int, log: Path) -> str:
 
 
 def serve(work: Callable[[dict[str, Any], Callable[..., None]], None]) -> None:
-    """Read the job, do `work(job, emit)`, and end with the parent; events leave by the original standard output."""
+    """Read the job, do `work(job, emit)`, and end the process, or earlier with the parent; events leave by the original
+    standard output."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.buffer.readline() or b"null")
@@ -129,6 +130,9 @@ def serve(work: Callable[[dict[str, Any], Callable[..., None]], None]) -> None:
         work(job, emit)
         emit("finished")
     events.close()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # TensorFlow takes a second to go, and has nothing left to do
 
 
 def _end_with_parent() -> None:

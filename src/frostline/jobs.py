@@ -1,6 +1,8 @@
 """What the children do: each job is one fresh interpreter, started by the harness with `python -m frostline.jobs`."""
 
 import contextlib
+import dataclasses
+import functools
 import math
 import os
 import sys
@@ -37,6 +39,7 @@ from frostline import (
 )
 from frostline.errors import UserError
 from frostline.plan import Run
+from frostline.studies import Data
 
 Emit = Callable[..., None]
 PARITY_IMAGES = 32
@@ -60,6 +63,12 @@ def _runs(job: dict[str, Any]) -> list[Run]:
 
 def _data_dir(job: dict[str, Any]) -> Path | None:
     return Path(job["data_dir"]) if job["data_dir"] else None
+
+
+@functools.lru_cache(maxsize=1)
+def _load(data: Data, data_dir: Path | None, limit: int | None) -> datasets.Dataset:
+    """The images of a run, kept for the next run of its group."""
+    return datasets.load(data, data_dir=data_dir, limit=limit)
 
 
 # -- one group of runs ---------------------------------------------------------------------------------
@@ -187,7 +196,7 @@ class Used:
 def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, emit: Emit) -> dict[str, Any]:
     """Train one run and return its record; what it leaves in the run folder is written before."""
     results = Path(job["results"])
-    whole = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
+    whole = _load(dataclasses.replace(run.data, train_images=("all",)), _data_dir(job), run.limit)
     rows, dataset = datasets.part(whole, run.data)
     machine.reset_peak_memory()
     device.reset_peak_memory()
@@ -372,13 +381,14 @@ def _lie_apart(job: dict[str, Any]) -> bool:
 
 def _compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
     """Compute what all frontiers of a group need, in as few passes as can be."""
-    settings = {
-        (run.configuration, run.seed if run.freeze.weights == "none" or run.freeze.reset else None): (run, setting)
-        for run, setting in zip(_runs(job), job["settings"], strict=True)
-    }
+    settings: dict[Any, tuple[Run, dict[str, Any]]] = {}
+    for run, setting in zip(_runs(job), job["settings"], strict=True):
+        seed = run.seed if run.freeze.weights == "none" or run.freeze.reset else None
+        where = [stage["boundary"] for stage in setting["estimate"] or []] or run.configuration
+        settings.setdefault((seed, str(where)), (run, setting))
     needs: list[prefix.Need] = []
     for run, setting in settings.values():
-        dataset = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
+        dataset = _load(dataclasses.replace(run.data, train_images=("all",)), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
         network = build(run, dataset)
         start_weights(network, run, Path(job["results"]))

@@ -1,6 +1,5 @@
 """The pass: what the frozen part of a network says about the images of a data set, computed once into files."""
 
-import functools
 import hashlib
 import itertools
 import json
@@ -25,6 +24,10 @@ TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
 Program = Callable[[Any], list[Any]]
 Write = Callable[[str, tuple[np.ndarray, ...]], None]
 Report = Callable[[int, int], None]
+
+
+# The last program of `_whole`, for the pass and the runs that ask for it again with the same weights below.
+_kept: dict[tuple[Any, ...], Program] = {}
 
 
 class FeaturesDiffer(Exception):
@@ -305,14 +308,12 @@ def _accurate(highest: Need, model: Any, images: np.ndarray) -> tuple[Program, s
 def _whole(network: Network, cut: Cut) -> Program:
     """The features by the whole network in float32 TensorFlow, found by the names of its layers and not by the cut."""
     assert cut.prefix is not None
-    state = "".join(_digest(layer) for layer in cut.prefix.layers)
-    return _whole_of(network.model, _precision(network), cut.boundary, state)
-
-
-@functools.lru_cache(maxsize=1)  # the pass and the first run that uses it ask for the same
-def _whole_of(model: Any, precision: str, boundary: tuple[str, ...], state: str) -> Program:
-    exact = model if precision == "float32" else models.standard(model)
-    return _program(_part(exact, boundary), False)
+    key = (_precision(network), cut.boundary, *map(_digest, cut.prefix.layers))
+    if key not in _kept:
+        exact = network.model if _precision(network) == "float32" else models.standard(network.model)
+        _kept.clear()
+        _kept[key] = _program(_part(exact, cut.boundary), False)
+    return _kept[key]
 
 
 def _part(model: Any, names: Sequence[str]) -> Any:
