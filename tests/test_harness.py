@@ -204,7 +204,7 @@ class Passes:
             return
         for data in job["runs"]:
             run = plan.restore(plan.Run, data)
-            entry = {"features": [{"key": "k"}]}
+            entry = {"features": [{"key": "k", "boundary": ["pool"]}], "precision": job["precision"]}
             records.append(places.results, {**plan.heading(run), **entry, "outcome": "ok", "time": "t"})
             file = records.weights_file(places.results, run.id)
             file.parent.mkdir(parents=True)

@@ -267,7 +267,7 @@ def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1):
     """What a dry run found of a configuration."""
     stage = {"trainable_params": 10, "total_params": 1000, "trained": ["output"], "frozen": ["conv_1", "conv_2"],
              "batch_norm": "none", "frontier": list(frontier), "feature_shapes": list(shapes)}  # fmt: skip
-    images = {"train": 600, "validation": 200, "test": 200}
+    images = {"train": 600, "validation": 200, "test": 200, "pass": 1000}
     return {"freeze": freeze, "variant": variant, "stages": [stage] * len(estimate), "estimate": estimate,
             "images": images, "memory_bytes": 512 << 20, "seeds": seeds}  # fmt: skip
 

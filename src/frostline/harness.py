@@ -400,7 +400,7 @@ def _has_features(member: Member, results: Path) -> bool:
         config = record["config"]
         random = config["freeze"]["weights"] == "none" or config["freeze"]["reset"]
         origin = (config["freeze"]["weights"], config["pretrain_run"], config["seed"] if random else None)
-        return (*origin, config["fingerprint"], config["limit"], record["precision"])
+        return (*origin, config["fingerprint"], config["limit"], record.get("precision"))
 
     own = source({"config": plan.plain(member.run), "precision": member.setting.precision})
     left: set[tuple[str, ...]] = set()
