@@ -104,6 +104,11 @@ def _pretrain_xla(cells: Sequence[dict[str, Any]], run: Run, precision: str, dev
     return min((c for c in plain_ones if _row(c) == row), key=seconds)["xla"]
 
 
+def engine(names: Sequence[str]) -> str:
+    """How a run is called whose stages ran with these engines."""
+    return names[0] if len(set(names)) == 1 else "mixed"
+
+
 def _row(cell: dict[str, Any]) -> tuple[str, str]:
     """A configuration as it was timed; the engines asked for may make several of one."""
     return cell["freeze"], cell["timing"]

@@ -13,8 +13,8 @@ from frostline.features import size
 from frostline.models import Network
 from frostline.studies import Stage
 
-# Rough rates of reading features in random order from a disk and from memory, and of writing, hashing and reading them
-# back; the last two as seen here (bench/NOTES.md).
+# Rough rates of reading features in random order from a disk and from memory, and of storing them and reading them
+# back; only the last is near to what was measured (bench/NOTES.md).
 DISK_BYTES_PER_SECOND, MEMORY_BYTES_PER_SECOND, STORE_BYTES_PER_SECOND = 200e6, 1.5e9, 250e6
 FORWARD = 1 / 3  # of a training step: forward, and twice that backward
 

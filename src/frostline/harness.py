@@ -327,8 +327,7 @@ def _may_start(member: Member, places: Places, progress: Progress) -> bool:
 
 def _fail(member: Member, reason: str, places: Places, progress: Progress) -> None:
     run, setting = member.run, member.setting
-    engines = {engine["name"] for engine in setting.engines(run)}
-    engine = engines.pop() if len(engines) == 1 else "mixed"
+    engine = choice.engine([engine["name"] for engine in setting.engines(run)])
     record = {**plan.heading(run), "precision": setting.precision, "xla": setting.xla == "on", "engine": engine}
     told = {"outcome": "failed", "reason": reason, "time": records.now(), "machine": machine.facts()}
     records.append(places.results, record | told)

@@ -1,7 +1,6 @@
 """What the children do: each job is one fresh interpreter, started by the harness with `python -m frostline.jobs`."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -21,6 +20,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # before anything imports Keras; a p
 from frostline import (
     backbones,
     children,
+    choice,
     costs,
     datasets,
     device,
@@ -129,13 +129,9 @@ def _asked(job: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
     return {
         "precision": job["precision"],
         "xla": setting["xla"] == "on",
-        "engine": _engine(engines),
+        "engine": choice.engine(engines),
         "device": device.kind(),
     }
-
-
-def _engine(engines: Sequence[str]) -> str:
-    return engines[0] if len(set(engines)) == 1 else "mixed"
 
 
 class Shelf:
@@ -196,7 +192,7 @@ class Used:
 def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, emit: Emit) -> dict[str, Any]:
     """Train one run and return its record; what it leaves in the run folder is written before."""
     results = Path(job["results"])
-    whole = _load(dataclasses.replace(run.data, train_images=("all",)), _data_dir(job), run.limit)
+    whole = _load(plan.whole(run.data), _data_dir(job), run.limit)
     rows, dataset = datasets.part(whole, run.data)
     machine.reset_peak_memory()
     device.reset_peak_memory()
@@ -244,7 +240,7 @@ def _of_training(trained: training.Trained) -> dict[str, Any]:
     engines = ["cached" if cut else "plain" for cut in trained.cuts]
     frontiers = {cut.mode for cut in trained.cuts if cut}
     return {
-        "engine": _engine(engines),
+        "engine": choice.engine(engines),
         **trained.effective,
         "trainable_params": trained.masks[-1].trainable_params,
         "total_params": trained.masks[-1].total_params,
@@ -388,7 +384,7 @@ def _compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
         settings.setdefault((seed, str(where)), (run, setting))
     needs: list[prefix.Need] = []
     for run, setting in settings.values():
-        dataset = _load(dataclasses.replace(run.data, train_images=("all",)), _data_dir(job), run.limit)
+        dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
         network = build(run, dataset)
         start_weights(network, run, Path(job["results"]))
@@ -589,7 +585,7 @@ def _time(
         raise UserError(f"{run.freeze.name}: {error}") from error
     epochs = [stage.epochs for stage in run.freeze.stages]
     step = sum(c["step_seconds"] * n for c, n in zip(found, epochs, strict=True)) / sum(epochs)
-    emit("cell", stages=found, step_seconds=step, engine=_engine([cost["engine"] for cost in found]))
+    emit("cell", stages=found, step_seconds=step, engine=choice.engine([cost["engine"] for cost in found]))
     return found
 
 

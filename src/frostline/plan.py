@@ -165,10 +165,10 @@ def _variants(data: Data, freeze: Freeze) -> list[tuple[Data, Freeze, str]]:
 
 
 def _datas(study: Study) -> set[Data]:
-    return {_whole(study.data), *([_whole(study.pretrain.data)] if study.pretrain else [])}
+    return {whole(study.data), *([whole(study.pretrain.data)] if study.pretrain else [])}
 
 
-def _whole(data: Data) -> Data:
+def whole(data: Data) -> Data:
     """The data of which a run may use a part."""
     return dataclasses.replace(data, train_images=("all",))
 
@@ -198,7 +198,7 @@ def _run(
         "pretrain": source and source.configuration,
         "limit": options.limit,
         "epochs": options.epochs,
-        "fingerprint": prints[_whole(data)],
+        "fingerprint": prints[whole(data)],
     }
     configuration = _hash(asked)
     identity = _hash({"configuration": configuration, "seed": seed})
@@ -217,7 +217,7 @@ def _run(
         seed=seed,
         limit=options.limit,
         epochs=options.epochs,
-        fingerprint=prints[_whole(data)],
+        fingerprint=prints[whole(data)],
         pretrain_run=source.id if source else None,
     )
 
