@@ -1,5 +1,6 @@
 """The cached engine trains what Keras's `fit` trains: the same weights, the same figures, the same decisions."""
 
+import dataclasses
 import itertools
 
 import keras
@@ -10,7 +11,7 @@ from test_frontier import behind_dropout, head_only, mask, nested, norm_above, p
 
 from frostline import cached, device, freezing, frontier, models, training
 from frostline.datasets import Split
-from frostline.layers import Dropout
+from frostline.layers import BatchNormalization, Dropout
 from frostline.studies import EarlyStopping, Head, ReduceOnPlateau, Stage
 
 
@@ -78,6 +79,12 @@ def both(build, *stages, engines=("cached",), **kwargs):
     ours = train(build, *stages, engines=engines, **kwargs)
     assert_alike(plain, ours, tolerance)
     return plain, ours
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """Programs that other tests compiled."""
+    cached._kept.clear()
 
 
 # -- the same weights ------------------------------------------------------------------------------
@@ -260,6 +267,68 @@ def test_an_epoch_is_cut_into_blocks(monkeypatch):
     assert cached._blocks(features, 2, 3) == {(1, 2): 1} and cached._blocks(features, 6, 3) == {(2, 3): 2}
 
 
+# -- a program for several runs --------------------------------------------------------------------
+
+
+def dropout_head():
+    images, x = stem()
+    x = layers.GlobalAveragePooling2D(name="pooling")(layers.Conv2D(4, 3, name="conv")(x))
+    x = BatchNormalization(name="bn")(Dropout(0.5, name="dropout")(layers.Dense(8, name="dense")(x)))
+    return keras.Model(images, layers.Dense(3, name="output")(x), name="network")
+
+
+HEAD = stage("dense", "bn", "output", optimizer="adam", epochs=3, early_stopping=EarlyStopping(1))
+
+
+def train_seed(seed, one=HEAD, **kwargs):
+    net = network(dropout_head)
+    keras.utils.set_random_seed(seed)
+    for layer in net.model.layers:  # what a seed changes: the first weights, and the state of random numbers
+        layer.set_weights([np.random.normal(0.2, 0.3, w.shape) ** 2 for w in layer.get_weights()])
+    net.model.get_layer("dropout").seed_generator.state.assign([seed, 0])
+    return net, training.train(
+        net,
+        (one,),
+        TRAIN,
+        VALIDATION,
+        seed=seed,
+        xla=False,
+        engines=[training.Engine("cached")],
+        source=compute,
+        **kwargs,
+    )
+
+
+def test_a_run_on_the_program_of_another_trains_as_if_alone():
+    other = dataclasses.replace(HEAD, learning_rate=0.1)
+    alone = [train_seed(1), (cached._kept.clear(), train_seed(2, other))[1]]
+    cached._kept.clear()
+    together = [train_seed(1), train_seed(2, other)]
+    for a, b in zip(alone, together, strict=True):
+        assert_alike(a, b, tolerance=1e-9)
+    assert [told.spared_seconds > 0 for _, told in alone + together] == [False, False, False, True]
+    assert together[1][1].first_step_seconds == together[0][1].first_step_seconds
+    assert furthest(*(net for net, _ in together)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": "sgd"}, {"batch_size": 5}, {"train": ("only:output",)}, {"batch_norm": "inference"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_program_is_not_taken(change):
+    train_seed(1)
+    _, told = train_seed(1, dataclasses.replace(HEAD, **change))
+    assert told.spared_seconds == 0 and len(cached._kept) == 2
+
+
+def test_few_programs_are_kept(monkeypatch):
+    monkeypatch.setattr(cached, "KEPT_PROGRAMS", 1)
+    train_seed(1)
+    train_seed(1, dataclasses.replace(HEAD, batch_size=5))
+    assert len(cached._kept) == 1
+
+
 # -- the suffix by itself --------------------------------------------------------------------------
 
 
@@ -284,12 +353,12 @@ def test_both_parts_predict_what_the_whole_predicts(parts):
 
 def test_compiling_takes_no_step_and_comes_before_the_first(parts):
     net, suffix, rows = parts
-    before, told = net.model.get_weights(), []
+    before = net.model.get_weights()
     ticks = itertools.count()
     settings = {"epochs": 0, "batch_size": 8, "evaluation_batch": 8, "callbacks": []}
-    settings |= {"order": lambda epoch: np.arange(20), "compiled": told.append, "read": lambda: float(next(ticks))}
-    cached.fit(suffix, rows, rows, **settings)
-    assert told == [1.0] and int(suffix.optimizer.iterations) == 0
+    settings |= {"order": lambda epoch: np.arange(20), "read": lambda: float(next(ticks))}
+    assert cached.fit(suffix, rows, rows, **settings) == (1.0, False)
+    assert int(suffix.optimizer.iterations) == 0
     assert all(np.array_equal(a, b) for a, b in zip(before, net.model.get_weights(), strict=True))
 
 

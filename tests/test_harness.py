@@ -114,21 +114,20 @@ def test_a_run_with_one_cached_stage_is_in_the_group(seeds):
     assert names(harness.groups([seeds[0], mixed])) == [[("output", 0), ("all", 0)]]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda member: dataclasses.replace(member, setting=dataclasses.replace(member.setting, precision="other")),
-        lambda member: dataclasses.replace(member, run=dataclasses.replace(member.run, pretrain_run="another")),
-        lambda member: dataclasses.replace(
-            member, run=dataclasses.replace(member.run, freeze=dataclasses.replace(member.run.freeze, weights="x.h5"))
-        ),
-    ],
-    ids=["precision", "pretrain", "weights"],
-)
-def test_other_weights_or_another_precision_is_another_group(seeds, change):
+def test_another_precision_is_another_group(seeds):
     one, other = seeds[0], seeds[2]
     assert names(harness.groups([one, other])) == [[("output", 0), ("output", 1)]]
-    assert names(harness.groups([one, change(other)])) == [[("output", 0)], [("output", 1)]]
+    setting = dataclasses.replace(other.setting, precision="other")
+    assert names(harness.groups([one, dataclasses.replace(other, setting=setting)])) == [
+        [("output", 0)],
+        [("output", 1)],
+    ]
+
+
+def test_pre_trainings_come_before_the_group_that_needs_them(seeds):
+    freeze = dataclasses.replace(seeds[1].run.freeze, name="pretrain")
+    pretrain = dataclasses.replace(seeds[1], run=dataclasses.replace(seeds[1].run, freeze=freeze))
+    assert names(harness.groups([seeds[0], seeds[3], pretrain])) == [[("pretrain", 0)], [("output", 0)], [("all", 1)]]
 
 
 class Dies:
@@ -222,7 +221,7 @@ class Passes:
     ids=["long", "short", "one frontier", "two frontiers"],
 )
 def test_a_long_pass_gets_a_process_of_its_own(places, four, monkeypatch, estimates, actions):
-    runs, _ = four
+    runs = [dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, weights="x.h5")) for run in four[0]]
     children_ = Passes(places)
     places.results.mkdir()
     monkeypatch.setattr(harness, "spawn", children_)
@@ -230,6 +229,15 @@ def test_a_long_pass_gets_a_process_of_its_own(places, four, monkeypatch, estima
     assert [action for action, _, _ in children_.jobs] == actions
     made = ["k"] if len(actions) == 2 else []
     assert children_.jobs[-1] == ("train", [0, 1, 2, 3], made)
+
+
+def test_random_weights_take_a_pass_for_each_seed(places, four, monkeypatch):
+    runs, _ = four
+    children_ = Passes(places)
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", children_)
+    harness.train_all(runs, [setting(stage("cached", 6.0))] * 4, places)
+    assert [action for action, _, _ in children_.jobs] == ["features", "train"]
 
 
 def test_features_that_an_earlier_run_left_are_not_computed_again(places, four, monkeypatch):
@@ -285,7 +293,7 @@ def time_candidates(places, planned, monkeypatch, timer, candidates=CANDIDATES, 
     monkeypatch.setattr(harness, "spawn", timer)
     distinct = {"a": planned[0], "b": planned[1]}
     with harness.Progress(len(candidates) * 2) as progress:
-        return harness.Timing(distinct, {}, candidates, list(earlier), places, progress).run()
+        return harness.Timing(distinct, {"a": 1, "b": 1}, {}, candidates, list(earlier), places, progress).run()
 
 
 def outcomes(cells):
@@ -317,7 +325,9 @@ def test_a_cell_may_take_ten_times_the_best_of_its_configuration_so_far(places, 
     now = [100.0]
     monkeypatch.setattr(harness.time, "monotonic", lambda: now[0])
     with harness.Progress(6) as progress:
-        timing = harness.Timing({"a": planned[0], "b": planned[1]}, {}, CANDIDATES, [], places, progress)
+        timing = harness.Timing(
+            {"a": planned[0], "b": planned[1]}, {"a": 1, "b": 1}, {}, CANDIDATES, [], places, progress
+        )
         timing.on_event({"event": "ready"})
         limits = []
         for seconds in (2.0, 5.0, 1.0, 7.0):
@@ -352,12 +362,28 @@ def open_runs(tiny_study):
     return plan.runs(study, Options(), lambda data: "data", lambda path: "digest")
 
 
+def answering(steps):
+    """Stands in for the child that checks a study; the one that times its steps is `steps`."""
+
+    def spawn(job, places, log, on_event, *args, **kwargs):
+        if job["action"] == "preflight":
+            on_event({"event": "checked", **CHECKED})
+        else:
+            steps(job, places, log, on_event, *args, **kwargs)
+
+    return spawn
+
+
+def settle(runs, places):
+    return harness.settle(runs, runs, places, fresh=False)[0]
+
+
 def test_the_candidates_after_one_that_was_given_up_go_on_in_another_child(places, open_runs, monkeypatch):
     hangs = ("mixed_bfloat16", "off")
     timer = FakeTimer(ends=[(hangs, "output")])
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", timer)
-    cells = harness.measure_steps(open_runs, CHECKED, places, fresh=False)
+    monkeypatch.setattr(harness, "spawn", answering(timer))
+    cells = settle(open_runs, places)
     everything = [("float32", "off"), hangs, ("float32", "on"), ("mixed_bfloat16", "on")]
     assert timer.jobs == [everything, everything[2:]]
     assert {(c["precision"], c["xla"]): c["outcome"] for c in cells if c["freeze"] == "output"} == {
@@ -368,21 +394,42 @@ def test_the_candidates_after_one_that_was_given_up_go_on_in_another_child(place
 
 def test_step_times_are_measured_once_and_kept(places, open_runs, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", FakeTimer())
-    cells = harness.measure_steps(open_runs, CHECKED, places, fresh=False)
+    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
+    cells = settle(open_runs, places)
     assert len(cells) == 4 * 2 and {c["freeze"] for c in cells} == {"output", "all"}
-    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("measured twice"))
-    assert harness.measure_steps(open_runs, CHECKED, places, fresh=False) == cells
+    monkeypatch.setattr(harness, "spawn", answering(lambda *args, **kwargs: pytest.fail("measured twice")))
+    assert settle(open_runs, places) == cells
+
+
+def test_more_seeds_of_what_has_finished_are_not_checked_again(places, open_runs, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
+    cells = settle(open_runs, places)
+    for run in open_runs[:2]:
+        records.append(places.results, {**plan.heading(run), "outcome": "ok", "time": "t"})
+    started = []
+
+    def timer(job, *args, **kwargs):
+        started.append(job["action"])
+        FakeTimer()(job, *args, **kwargs)
+
+    monkeypatch.setattr(harness, "spawn", answering(timer))
+    monkeypatch.setattr(harness, "preflight", lambda *args: started.append("preflight") or CHECKED)
+    more = [dataclasses.replace(run, seed=7, identity=f"{run.identity}7") for run in open_runs[:2]]
+    assert harness.settle(open_runs, more, places, fresh=False) == (cells, "cpu") and not started
+    other = dataclasses.replace(more[0], configuration="another")
+    assert harness.settle(open_runs, [other], places, fresh=False) == (cells, "cpu") and started == ["preflight"]
+    assert harness.settle(open_runs, more, places, fresh=True)[1] == "cpu" and "steps" in started
 
 
 def test_step_times_are_those_of_the_settings_asked_for(places, tiny_study, open_runs, monkeypatch):
     def asked(**options):
         study = plan.resolve(studies.parse(tiny_study, "tiny"), Options(**options))
         runs = plan.runs(study, Options(**options), lambda data: "data", lambda path: "digest")
-        return harness.measure_steps(runs, CHECKED, places, fresh=False)
+        return settle(runs, places)
 
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", FakeTimer())
+    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
     assert {c["precision"] for c in asked(precision=("float32",))} == {"float32"}
     assert {c["precision"] for c in asked()} == {"float32", "mixed_bfloat16"}
     engines = asked(engine=("plain", "cached"))

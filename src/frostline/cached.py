@@ -1,5 +1,7 @@
 """Training on features: what Keras's `fit` does, many steps in one compiled program and none of them in Python."""
 
+import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ import numpy as np
 
 BLOCK_BYTES = 64 * 2**20
 TIMED_STEPS, TIMED_BLOCK, TIMED_SECONDS = 100, 5, 1.0
-Report = Callable[[float], None]
+KEPT_PROGRAMS = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,16 @@ class Rows:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class Program:
+    """A model with the compiled programs of its training and test steps, and the seconds it took to make them."""
+
+    model: Any
+    step: Callable[..., Any]
+    test: Callable[..., Any]
+    seconds: float
+
+
 def fit(
     model: Any,
     train: Rows,
@@ -33,48 +45,57 @@ def fit(
     evaluation_batch: int,
     order: Callable[[int], np.ndarray],
     callbacks: Sequence[Any],
-    compiled: Report = lambda seconds: None,
     read: Callable[[], float],
-) -> None:
+) -> tuple[float, bool]:
     """Train a compiled Keras model on rows that may lie in a mapped file.
 
     The same steps on the same batches as `fit`, the last partial batch kept; `order` gives each epoch's permutation.
     Blocks of at most BLOCK_BYTES are gathered while the block before is trained on, so memory does not grow with the
-    number of images. `compiled` is told the seconds of tracing and compiling, which happen before the first step.
+    number of images. Returns the seconds of tracing and compiling, which happen before the first step, and whether
+    an equal model had them earlier.
     """
     import keras
 
-    _create_variables(model, train)
-    step, test = _steps(model, batch_size), _program(model.test_step, False)
-    calls = keras.callbacks.CallbackList(list(callbacks), model=model, epochs=epochs, verbose=0)
-    before = read()
-    _compile(step, train, batch_size)
-    if validation is not None:
-        _compile(test, validation, evaluation_batch)
-    compiled(read() - before)
-    model.stop_training = False
+    model.optimizer.build(model.trainable_variables)
+    key = _structure(model, train, validation, batch_size, evaluation_batch)
+    found = key in _kept
+    program = _kept.pop(key) if found else _compiled(model, train, validation, batch_size, evaluation_batch, read)
+    _keep(key, program)
+    taught = program.model
+    _copy_state(model, taught)
+    calls = keras.callbacks.CallbackList(list(callbacks), model=taught, epochs=epochs, verbose=0)
+    taught.stop_training = False
     calls.on_train_begin()
     logs: dict[str, Any] = {}
     for epoch in range(epochs):
         calls.on_epoch_begin(epoch)
-        logs = _go_over(model, step, train, order(epoch), batch_size)
+        logs = _go_over(taught, program.step, train, order(epoch), batch_size)
         if validation is not None:
             calls.on_test_begin()
-            told = _go_over(model, test, validation, np.arange(len(validation)), evaluation_batch)
+            told = _go_over(taught, program.test, validation, np.arange(len(validation)), evaluation_batch)
             logs |= {f"val_{name}": value for name, value in told.items()}
         calls.on_epoch_end(epoch, logs)
-        if model.stop_training:
+        if taught.stop_training:
             break
     calls.on_train_end(logs)
+    _copy_state(taught, model)
+    return program.seconds, found
 
 
 def predict(model: Any, features: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
     """Float32 outputs [N, ...] of a model in inference mode."""
     import tensorflow as tf
 
-    forward = tf.function(lambda x: model(_bare(x), training=False), reduce_retracing=True, autograph=False)
+    forward = _forward(model)
     batches = (tuple(a[i : i + batch_size] for a in features) for i in range(0, len(features[0]), batch_size))
     return np.concatenate([forward(tuple(map(tf.convert_to_tensor, batch))).numpy() for batch in batches])
+
+
+@functools.lru_cache(maxsize=1)
+def _forward(model: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.function(lambda x: model(_bare(x), training=False), reduce_retracing=True, autograph=False)
 
 
 def time_steps(model: Any, rows: Rows, batch_size: int, read: Callable[[], float]) -> tuple[float, float]:
@@ -84,6 +105,7 @@ def time_steps(model: Any, rows: Rows, batch_size: int, read: Callable[[], float
     """
     import tensorflow as tf
 
+    model.optimizer.build(model.trainable_variables)
     _create_variables(model, rows)
     step, shape = _steps(model, batch_size), (TIMED_BLOCK, batch_size)
     block = _gather(rows, np.tile(np.arange(batch_size), TIMED_BLOCK), shape)
@@ -97,7 +119,72 @@ def time_steps(model: Any, rows: Rows, batch_size: int, read: Callable[[], float
     return compiled, (read() - before) / count
 
 
-# -- one pass over the rows --------------------------------------------------------------------------
+# -- programs ----------------------------------------------------------------------------------------
+
+# The last programs, for the runs of a group that differ in nothing but weights, random numbers and learning rate.
+_kept: dict[str, Program] = {}
+
+
+def _keep(key: str, program: Program) -> None:
+    _kept[key] = program
+    while len(_kept) > KEPT_PROGRAMS:
+        del _kept[next(iter(_kept))]
+
+
+def _structure(model: Any, train: Rows, validation: Rows | None, batch_size: int, evaluation_batch: int) -> str:
+    """Equal for models that the same program can train, once it is given their variables."""
+    modes = [(layer.trainable, getattr(layer, "inference_only", None)) for layer in model.layers]
+    shapes = [
+        (rows and [(a.shape, str(a.dtype)) for a in (*rows.features, rows.labels)]) for rows in (train, validation)
+    ]
+    config = [model.get_config(), _without(model.get_compile_config(), ("learning_rate", "name"))]
+    return json.dumps([config, modes, shapes, batch_size, evaluation_batch], sort_keys=True, default=str)
+
+
+def _without(config: Any, keys: tuple[str, ...]) -> Any:
+    if isinstance(config, dict):
+        return {k: _without(v, keys) for k, v in config.items() if k not in keys}
+    return [_without(v, keys) for v in config] if isinstance(config, (list, tuple)) else config
+
+
+def _copy_state(source: Any, target: Any) -> None:
+    """Weights, the state of random numbers, the optimizer's variables and the learning rate among them."""
+    for a, b in ((source.variables, target.variables), (source.optimizer.variables, target.optimizer.variables)):
+        for value, variable in zip(a, b, strict=True):
+            variable.assign(value)
+
+
+def _equal(model: Any) -> Any:
+    """A compiled model of the same layers with variables of its own: no run's network is trained for another."""
+    import keras
+
+    copy = keras.models.clone_model(model)
+    for layer, other in zip(model.layers, copy.layers, strict=True):
+        other.trainable = layer.trainable
+        if hasattr(layer, "inference_only"):
+            other.inference_only = layer.inference_only
+    copy.compile_from_config(model.get_compile_config())
+    copy.optimizer.build(copy.trainable_variables)
+    return copy
+
+
+def _compiled(
+    model: Any,
+    train: Rows,
+    validation: Rows | None,
+    batch_size: int,
+    evaluation_batch: int,
+    read: Callable[[], float],
+) -> Program:
+    """The programs of an equal model, traced and compiled for the blocks of some rows, without taking a step."""
+    model = _equal(model)
+    _create_variables(model, train)
+    step, test = _steps(model, batch_size), _program(model.test_step, False)
+    before = read()
+    _compile(step, train, batch_size)
+    if validation is not None:
+        _compile(test, validation, evaluation_batch)
+    return Program(model, step, test, read() - before)
 
 
 def _steps(model: Any, batch_size: int) -> Callable[..., Any]:
@@ -132,10 +219,9 @@ def _program(one: Callable[[Any], Any], xla: bool) -> Any:
 
 
 def _create_variables(model: Any, rows: Rows) -> None:
-    """Make the optimizer's and the metrics' variables, which Keras would make in the first step."""
+    """Make the metrics' variables, which Keras would make in the first step."""
     import tensorflow as tf
 
-    model.optimizer.build(model.trainable_variables)
     x = _bare([tf.convert_to_tensor(a[:1]) for a in rows.features])
     y, outputs = tf.convert_to_tensor(rows.labels[:1]), model(x, training=False)
     model.compute_loss(x, y, outputs, training=False)
@@ -149,6 +235,9 @@ def _compile(program: Any, rows: Rows, batch_size: int) -> None:
 
     for shape in _blocks(rows.features, len(rows), batch_size):
         program(*_gather(rows, np.zeros(0, np.int64), shape), tf.constant(0))
+
+
+# -- one pass over the rows --------------------------------------------------------------------------
 
 
 def _blocks(features: Sequence[np.ndarray], count: int, batch_size: int) -> dict[tuple[int, int], int]:

@@ -5,7 +5,8 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,8 @@ def run_study(
         if pending:
             # The whole study, also under --only: all of it is checked, and `auto` chooses once for all of its rows.
             everything = plan_runs(study, dataclasses.replace(options, only=()), places)
-            checked = preflight(everything, places)
-            cells = measure_steps(everything, checked, places, fresh=fresh) if choice.needed(pending) else []
-            settings = [choice.pick(cells, run, checked["device"]) for run in pending]
-            train_all(pending, settings, places)
+            cells, device = settle(everything, pending, places, fresh=fresh)
+            train_all(pending, [choice.pick(cells, run, device) for run in pending], places)
         good = all_ok(planned, places.results)
         if export:
             good &= export_models(configurations, places)
@@ -160,22 +159,35 @@ def newest(results: Path) -> dict[str, Event]:
 # -- what `auto` means ---------------------------------------------------------------------------------
 
 
-def measure_steps(planned: list[Run], checked: Event, places: Places, *, fresh: bool) -> list[Event]:
-    """Step times of every configuration under each precision and XLA setting: measured once, kept as a record."""
+def settle(planned: list[Run], pending: list[Run], places: Places, *, fresh: bool) -> tuple[list[Event], str]:
+    """The measured cells of a whole study and the kind of device, its names and rules checked before.
+
+    Neither is done again where only seeds are added to configurations that have finished with other ones.
+    """
     key = choice.key(planned)
-    if not fresh:
-        for record in reversed(records.read(places.results)):
-            if record["kind"] == "choice" and record["key"] == key:
-                return record["cells"]
+    told = [] if fresh else records.read(places.results)
+    kept = next((r for r in reversed(told) if r["kind"] == "choice" and r["key"] == key), None)
+    proven = {r["configuration"] for r in told if r["kind"] == "train" and r["outcome"] == "ok"}
+    if kept and proven.issuperset(run.configuration for run in pending):
+        return kept["cells"], kept["device"]
+    checked = preflight(planned, places)
+    if kept or not choice.needed(pending):
+        return kept["cells"] if kept else [], checked["device"]
+    return measure_steps(planned, key, checked, places), checked["device"]
+
+
+def measure_steps(planned: list[Run], key: str, checked: Event, places: Places) -> list[Event]:
+    """Step times of every configuration under each precision and XLA setting, kept as a record."""
     rows = {(r.freeze.name, choice.timing_key(r)): r for r in planned if r.freeze.name != plan.PRETRAIN}
     distinct = {timing: run for (_, timing), run in reversed(rows.items())}
+    counts = Counter(choice.timing_key(run) for run in planned)
     candidates = choice.candidates(planned, checked["mixed"])
     shapes = {f"{c['freeze']} {c['variant']}": c for c in checked["configurations"]}
     timed: list[Event] = []
     with Progress(len(candidates) * len(distinct), "cells") as progress:
         while len(timed) < len(candidates) * len(distinct):
             left = candidates[len(timed) // len(distinct) :]
-            timed += Timing(distinct, shapes, left, timed, places, progress).run()
+            timed += Timing(distinct, counts, shapes, left, timed, places, progress).run()
     cells = [
         {**cell, "freeze": name, "engine_asked": run.engine}
         for (name, timing), run in rows.items()
@@ -194,13 +206,14 @@ class Timing:
     def __init__(
         self,
         distinct: dict[str, Run],
+        counts: Mapping[str, int],
         shapes: dict[str, Event],
         candidates: list[choice.Candidate],
         earlier: list[Event],
         places: Places,
         progress: Progress,
     ) -> None:
-        self.distinct, self.shapes, self.candidates = distinct, shapes, candidates
+        self.distinct, self.counts, self.shapes, self.candidates = distinct, counts, shapes, candidates
         self.places, self.progress = places, progress
         self.cells: list[Event] = []
         self.best: dict[str, float] = {}
@@ -211,6 +224,7 @@ class Timing:
     def run(self) -> list[Event]:
         runs = [plan.plain(run) for run in self.distinct.values()]
         job = {"action": "steps", "candidates": self.candidates, "runs": runs, "shapes": self.shapes}
+        job["counts"] = [self.counts[timing] for timing in self.distinct]
         try:
             spawn(job, self.places, "logs/steps.txt", self.on_event, self.deadline)
             return self.cells
@@ -282,14 +296,12 @@ class Member:
 
 
 def groups(members: Iterable[Member]) -> list[list[Member]]:
-    """Runs that share a child: those on features of the same weights, wherever they stand; a plain run is alone."""
-    found: dict[Any, list[Member]] = {}
+    """Runs that share a child: those on features in one precision; a plain run is alone. Pre-trainings come first."""
+    found: dict[str, list[Member]] = {}
     for member in members:
-        run, setting = member.run, member.setting
-        cached = any(engine["name"] == "cached" for engine in setting.engines(run))
-        key = (run.freeze.weights, run.pretrain_run, setting.precision) if cached else run.id
-        found.setdefault(key, []).append(member)
-    return list(found.values())
+        cached = any(engine["name"] == "cached" for engine in member.setting.engines(member.run))
+        found.setdefault(member.setting.precision if cached else member.run.id, []).append(member)
+    return sorted(found.values(), key=lambda group: group[0].run.freeze.name != plan.PRETRAIN)
 
 
 def train_all(pending: list[Run], settings: list[choice.Setting], places: Places) -> None:
@@ -387,25 +399,22 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
 
 
 def _pass_seconds(group: list[Member]) -> float:
-    """What computing the features of a group is predicted to take: one pass for each frontier."""
-    stages = (stage for member in group for stage in member.setting.stages if stage["pass_seconds"])
-    return sum({tuple(stage["boundary"]): stage["pass_seconds"] for stage in stages}.values())
+    """What computing the features of a group is predicted to take: one pass for each frontier and its weights."""
+    stages = ((m.run.origin, stage) for m in group for stage in m.setting.stages if stage["pass_seconds"])
+    return sum({(origin, *stage["boundary"]): stage["pass_seconds"] for origin, stage in stages}.values())
 
 
 def _has_features(member: Member, results: Path) -> bool:
     """Whether finished runs from the same weights have left all the features that a run needs."""
 
-    def source(record: Event) -> tuple[Any, ...]:
-        config = record["config"]
-        random = config["freeze"]["weights"] == "none" or config["freeze"]["reset"]
-        origin = (config["freeze"]["weights"], config["pretrain_run"], config["seed"] if random else None)
-        return (*origin, config["fingerprint"], config["limit"], record.get("precision"))
+    def source(run: Run, precision: str) -> tuple[Any, ...]:
+        return (*run.origin, run.fingerprint, run.limit, precision)
 
-    own = source({"config": plan.plain(member.run), "precision": member.setting.precision})
+    own = source(member.run, member.setting.precision)
     left: set[tuple[str, ...]] = set()
     for record in newest(results).values():
-        if source(record) == own:
-            entries = record.get("features") or []
+        entries = record.get("features") or []
+        if entries and source(plan.restore(Run, record["config"]), record["precision"]) == own:
             left |= {tuple(entry["boundary"]) for entry in entries if features.about(entry["key"])}
     return {tuple(stage["boundary"]) for stage in member.setting.stages if stage["boundary"]} <= left
 

@@ -43,6 +43,7 @@ from frostline.studies import Data
 
 Emit = Callable[..., None]
 PARITY_IMAGES = 32
+TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
 def work(job: dict[str, Any], emit: Emit) -> None:
@@ -216,6 +217,7 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
     answers = _evaluate(network, dataset, trained)
     pass_seconds = sum(facts["seconds"] for facts in used.facts.values())
     alone = time.perf_counter() - started - used.waited_seconds + used.load_seconds + pass_seconds
+    alone += trained.spared_seconds
 
     peaks = {"peak_memory_bytes": machine.peak_memory_bytes(), "device_peak_memory_bytes": device.peak_memory_bytes()}
     _keep(records.run_folder(results, run.id), network, dataset, answers["validation"][0], answers["test"][0])
@@ -369,19 +371,21 @@ def make_features(job: dict[str, Any], emit: Emit) -> None:
 
 
 def _lie_apart(job: dict[str, Any]) -> bool:
-    """Whether the runs of a group may need several frontiers, which are better computed together."""
-    where = [stage["boundary"] for setting in job["settings"] for stage in setting["estimate"] or [{"boundary": None}]]
-    several = len({run.configuration for run in _runs(job)}) > 1
-    return several and (None in where or len({tuple(names) for names in where if names}) > 1)
+    """Whether runs on the same weights may need several frontiers, which are better computed together."""
+    where: dict[Any, set[tuple[str, ...]]] = {}
+    for run, setting in zip(_runs(job), job["settings"], strict=True):
+        unknown = [{"boundary": [run.configuration]}]
+        for stage in setting["estimate"] or unknown:
+            where.setdefault(run.origin, set()).add(tuple(stage["boundary"]))
+    return any(len(boundaries - {()}) > 1 for boundaries in where.values())
 
 
 def _compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
     """Compute what all frontiers of a group need, in as few passes as can be."""
     settings: dict[Any, tuple[Run, dict[str, Any]]] = {}
     for run, setting in zip(_runs(job), job["settings"], strict=True):
-        seed = run.seed if run.freeze.weights == "none" or run.freeze.reset else None
         where = [stage["boundary"] for stage in setting["estimate"] or []] or run.configuration
-        settings.setdefault((seed, str(where)), (run, setting))
+        settings.setdefault((run.origin, str(where)), (run, setting))
     needs: list[prefix.Need] = []
     for run, setting in settings.values():
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
@@ -558,6 +562,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
     known: dict[str, dict[tuple[str, ...], float]] = {}
     totals: dict[str, float] = {}
     passes: dict[str, float] = {}
+    without_xla: dict[tuple[str, int], list[dict[str, Any]]] = {}
     open_runs = all(run.precision == "auto" for run in _runs(job))
     for precision, xla in job["candidates"]:
         device.configure(precision)
@@ -565,11 +570,34 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
             for _ in _runs(job):
                 emit("cell", skipped="its pass alone takes longer than another precision in all")
             continue
-        found = [x for run in _runs(job) for x in _time(run, xla, job, known.setdefault(precision, {}), emit)]
+        found = []
+        for number, run in enumerate(_runs(job)):
+            off = without_xla.get((precision, number), [])
+            if xla == "on" and (told := _not_worth_xla(off, run, job, job["counts"][number])):
+                emit("cell", skipped=told)
+                found += off
+                continue
+            timed = _time(run, xla, job, known.setdefault(precision, {}), emit)
+            without_xla.setdefault((precision, number), timed)
+            found += timed
         total = sum(cost["seconds"] for cost in found)
         totals[precision] = min(total, totals.get(precision, total))
         alone = {tuple(cost["boundary"]): cost["pass_seconds"] for cost in found if cost["pass_seconds"]}
         passes[precision] = sum(alone.values())
+
+
+def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int) -> str:
+    """Why XLA is not tried for training on features, given the costs without it; empty where it is to be tried."""
+    if run.xla != "auto" or device.kind() == "gpu" or {cost["engine"] for cost in off} != {"cached"}:
+        return ""
+    images = _shape(run, job)["images"]["train"]
+    counts = [stage.epochs * math.ceil(images / stage.batch_size) for stage in run.freeze.stages]
+    seconds = count * sum(cost["step_seconds"] * n for cost, n in zip(off, counts, strict=True))
+    return f"all its steps take {seconds:.0f} s without it" if seconds < TRY_XLA_SECONDS else ""
+
+
+def _shape(run: Run, job: dict[str, Any]) -> dict[str, Any]:
+    return job["shapes"][f"{run.freeze.name} {run.variant}"]
 
 
 def _time(
@@ -577,7 +605,7 @@ def _time(
 ) -> list[dict[str, Any]]:
     """Time one configuration; returns the cost of each of its stages."""
     device.seed_everything(run.seed)
-    shape = job["shapes"][f"{run.freeze.name} {run.variant}"]
+    shape = _shape(run, job)
     network = models.build(run.backbone, run.freeze.head, run.data.scaling, shape["size"], shape["classes"])
     try:
         found = _estimate(network, run, shape["images"], xla, known)

@@ -75,6 +75,12 @@ class Run:
         """Engine as asked."""
         return self.freeze.engine[0]
 
+    @property
+    def origin(self) -> tuple[Any, ...]:
+        """Equal for runs whose frozen layers have the same weights: where they come from and, if random, the seed."""
+        random = self.freeze.weights == "none" or self.freeze.reset
+        return (self.freeze.weights, self.pretrain_run, self.seed if random else None)
+
 
 def resolve(study: Study, options: Options) -> Study:
     """The study with the flags applied and the source of every configuration's weights settled; raises UserError."""

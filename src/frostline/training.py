@@ -24,7 +24,10 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """What training did: one history entry per epoch, one mask and proof per stage, seconds as the design defines."""
+    """What training did: one history entry per epoch, one mask and proof per stage, seconds as the design defines.
+
+    `spared_seconds` are those of compiling that a run before had for this one: `first_step_seconds` has them too.
+    """
 
     history: list[dict[str, Any]]
     masks: list[freezing.Mask]
@@ -36,6 +39,7 @@ class Trained:
     restored_epochs: list[int | None]
     cuts: list[frontier.Cut | None]
     features: "Arrays | None"
+    spared_seconds: float
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def train(
     history: list[dict[str, Any]] = []
     masks, proofs, restored, cuts = [], [], [], []
     features: Arrays | None = None
+    spared = 0.0
     for number, stage in enumerate(stages, 1):
         engine = engines[number - 1] if engines else Engine()
         mask = freezing.apply(network.model, network.groups, stage)
@@ -135,7 +140,9 @@ def train(
         if features is None:
             _fit_plain(model, train, validation, stage, seed, number, callbacks)
         else:
-            _fit_cached(model, features, train, validation, stage, seed, number, callbacks, clock)
+            compiling, ready = _fit_cached(model, features, train, validation, stage, seed, number, callbacks, read)
+            clock.compiled(compiling)
+            spared += compiling if ready else 0.0
         restored.append(_restored_epoch(stopper))
         proofs.append(freezing.prove(before, freezing.frozen_digests(network.model, mask)))
         masks.append(mask)
@@ -152,6 +159,7 @@ def train(
         restored_epochs=restored,
         cuts=cuts,
         features=features,
+        spared_seconds=spared,
     )
 
 
@@ -179,9 +187,9 @@ def _fit_cached(
     seed: int,
     number: int,
     callbacks: list[Any],
-    clock: Clock,
-) -> None:
-    cached.fit(
+    read: Callable[[], float],
+) -> tuple[float, bool]:
+    return cached.fit(
         model,
         cached.Rows(features["train"], train.labels),
         None if validation is None else cached.Rows(features["validation"], validation.labels),
@@ -190,8 +198,7 @@ def _fit_cached(
         evaluation_batch=EVALUATION_BATCH,
         order=lambda epoch: order(len(train.labels), seed, number, epoch),
         callbacks=callbacks,
-        compiled=clock.compiled,
-        read=clock.read,
+        read=read,
     )
 
 
