@@ -130,6 +130,16 @@ def test_what_tpe_draws_depends_on_results(tiny_study):
     assert values(tiny_study + TPE, five | {"head_trial_1": ()})[5] != one
 
 
+def test_tpe_goes_where_results_are_better():
+    rate = studies.Parameter("learning_rate", 1e-4, 1e-2, log=True)
+    asked = studies.Search("head", 20, "tpe", 0, (rate,))
+    told = []
+    while len(told) < asked.trials:
+        (_, latest) = search.draw(asked, [*told, None])[-1][0]
+        told.append((-latest, 0.0))
+    assert all(value < 1e-3 for ((_, value),) in search.draw(asked, told)[10:])
+
+
 def test_all_trials_are_timed_as_what_they_vary(tiny_study):
     planned = [r for r in runs(tiny_study + SEARCH, ENDED) if r.freeze.name.startswith("head")]
     assert len({choice.timing_key(run) for run in planned}) == 1

@@ -331,6 +331,10 @@ def test_trials_have_no_step_times_of_their_own():
     cells = [{**CELLS[0], "freeze": freeze} for freeze in ("head", "head_trial_1", "head_trial_2", "head_best")]
     text = lines(records=[{"kind": "choice", "study": "toy", "cells": cells}, *SEARCHED])
     assert [line for line in text if "10.10" in line] == ["| head | 10.10* |"]
+    assert not any(
+        "one training step" in line
+        for line in lines(records=[{"kind": "choice", "study": "toy", "cells": cells}, *SEARCHED[1:]])
+    )
 
 
 def told(sampler, trials, known, best=False):

@@ -130,7 +130,8 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
     waited = [r for r in records if r["kind"] == "study" and r["study"] == configuration.study]
     row["study_seconds"] = waited[-1]["study_seconds"] if waited else None
-    row["step_cells"] = step_cells(records, configuration) or None
+    # A trial was timed as what it varies, whose cells they are.
+    row["step_cells"] = None if row["search"] else step_cells(records, configuration) or None
     return row
 
 
@@ -448,8 +449,8 @@ def _steps(train: list[Row], form: str) -> str:
     table = []
     for row in train:
         cells = {(c["precision"], c["xla"]): c for c in row["step_cells"] or []}
-        if not cells or row["search"]:
-            continue  # a trial was timed as what it varies
+        if not cells:
+            continue
         mark = (row["precision"], "on" if row["xla"] else "off")
         shown = [_step(cells.get(s), "*" if s == mark else "") for s in settings]
         table.append([_name(row), *shown])
