@@ -1,4 +1,5 @@
 import dataclasses
+import statistics
 
 import pytest
 
@@ -137,7 +138,7 @@ def test_tpe_goes_where_results_are_better():
     while len(told) < asked.trials:
         (_, latest) = search.draw(asked, [*told, None])[-1][0]
         told.append((-latest, 0.0))
-    assert all(value < 1e-3 for ((_, value),) in search.draw(asked, told)[10:])
+    assert statistics.median(value for ((_, value),) in search.draw(asked, told)[10:]) < 5e-4
 
 
 def test_all_trials_are_timed_as_what_they_vary(tiny_study):
