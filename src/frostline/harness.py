@@ -96,7 +96,7 @@ def settle(
 
 
 def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run]:
-    """Record for the best of a search the trial that was the same training; returns what is left to train."""
+    """Record the best of a search where its trial was that very training; returns what is left to train."""
     left = []
     for run in pending:
         trial = search.origin(run, planned)
