@@ -81,6 +81,18 @@ def test_only_of_export_must_exist(tmp_path, capsys):
     assert "no such configuration" in capsys.readouterr().err
 
 
+def test_trials_of_a_search_are_published_where_asked_for_alone(tmp_path, monkeypatch):
+    from frostline import harness
+
+    row = {"kind": "train", "study": "s", "variant": "", "seed": 0, "outcome": "ok", "time": "t"}
+    for name, search in (("head", None), ("head_trial_1", {"best": False}), ("head_best", {"best": True})):
+        records.append(tmp_path, {**row, "freeze": name, "configuration": f"c-{name}", "search": search})
+    chosen = []
+    monkeypatch.setattr(harness, "export_models", lambda found, places: chosen.append(found) or True)
+    assert run("export", tmp_path) == run("export", tmp_path, "--only", "head_trial_1") == 0
+    assert chosen == [{"c-head", "c-head_best"}, {"c-head_trial_1"}]
+
+
 def test_table_reads_several_folders(tmp_path, capsys):
     from test_tables import train
 

@@ -14,17 +14,18 @@ FLOORS = {
     1: {"studies"},
     2: {"records", "plan", "layers"},
     3: {"tables", "choice", "device", "datasets", "backbones", "heads", "freezing", "features"},
-    4: {"models", "frontier", "cached", "runtimes"},
+    4: {"models", "frontier", "cached", "runtimes", "search"},
     5: {"prefix", "training", "exporting", "inference"},
     6: {"costs"},
     7: {"harness", "jobs"},
     8: {"cli"},
 }
-# plan needs studies alone; choice needs plan; freezing marks the BatchNormalization of layers.
+# plan needs studies alone; choice needs plan; search needs plan, heads and backbones;
+# freezing marks the BatchNormalization of layers.
 SOURCE = Path(frostline.__file__).parent
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "plan", "tables", "choice", "datasets", "backbones", "heads",
-                                       "freezing", "features", "runtimes", "cli"})  # fmt: skip
+                                       "freezing", "features", "runtimes", "search", "cli"})  # fmt: skip
 
 
 def modules():

@@ -374,8 +374,9 @@ def answering(steps):
     return spawn
 
 
-def settle(runs, places):
-    return harness.settle(runs, runs, places, fresh=False)[0]
+def settle(runs, places, pending=None, fresh=False):
+    """The measured cells that the settings of some runs rest on."""
+    return harness.settle(runs, pending or runs, places, fresh=fresh).args[0]
 
 
 def test_the_candidates_after_one_that_was_given_up_go_on_in_another_child(places, open_runs, monkeypatch):
@@ -416,10 +417,10 @@ def test_more_seeds_of_what_has_finished_are_not_checked_again(places, open_runs
     monkeypatch.setattr(harness, "spawn", answering(timer))
     monkeypatch.setattr(harness, "preflight", lambda *args: started.append("preflight") or CHECKED)
     more = [dataclasses.replace(run, seed=7, identity=f"{run.identity}7") for run in open_runs[:2]]
-    assert harness.settle(open_runs, more, places, fresh=False) == (cells, "cpu") and not started
+    assert settle(open_runs, places, more) == cells and not started
     other = dataclasses.replace(more[0], configuration="another")
-    assert harness.settle(open_runs, [other], places, fresh=False) == (cells, "cpu") and started == ["preflight"]
-    assert harness.settle(open_runs, more, places, fresh=True)[1] == "cpu" and "steps" in started
+    assert settle(open_runs, places, [other]) == cells and started == ["preflight"]
+    assert len(settle(open_runs, places, more, fresh=True)) == 8 and "steps" in started
 
 
 def test_step_times_are_those_of_the_settings_asked_for(places, tiny_study, open_runs, monkeypatch):
@@ -467,6 +468,116 @@ def test_nothing_is_timed_when_nothing_is_left_open(places, tmp_path, tiny_study
     options = Options(precision=("float32",), xla=("off",), engine=("plain",))
     checked, timed = study_run(places, tmp_path, tiny_study, monkeypatch, options)
     assert set(checked) == {"output", "all"} and timed == []
+
+
+SEARCH = """
+[search]
+freeze = "output"
+trials = 7
+sampler = "tpe"
+learning_rate = { low = 1e-4, high = 1e-2, log = true }
+"""
+
+
+class Searches:
+    """Stands in for all children: trials finish with a top-1 that their learning rate decides, but for `fails`."""
+
+    def __init__(self, places, fails=()):
+        self.places, self.fails, self.jobs, self.trained = places, fails, [], []
+
+    def __call__(self, job, places, log, on_event, *args, **kwargs):
+        self.jobs.append(job["action"])
+        if job["action"] == "preflight":
+            on_event({"event": "checked", **CHECKED})
+        for data in job["runs"] if job["action"] == "train" else []:
+            run = plan.restore(plan.Run, data)
+            self.trained.append((run.freeze.name, run.seed))
+            if run.freeze.name in self.fails:
+                raise children.Died("killed by the system")
+            top1 = 1 - run.freeze.stages[0].learning_rate
+            told = {"validation_top1": top1, "validation_loss": 1.0, "marginal_seconds": 5.0, "outcome": "ok"}
+            records.append(places.results, {**plan.heading(run), **told, "time": records.now()})
+            file = records.weights_file(places.results, run.id)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"weights")
+
+
+def searched(places, tmp_path, tiny_study, monkeypatch, fails=(), fresh=False, **options):
+    """Run a study with a search; returns whether all went well, its configurations and what the children were asked."""
+    (tmp_path / "tiny.toml").write_text(tiny_study + SEARCH)
+    settled = {"precision": ("float32",), "xla": ("off",), "engine": ("plain",)}
+    children_ = Searches(places, fails)
+    monkeypatch.setattr(harness, "spawn", children_)
+    asked = Options(**settled, **{"seeds": (0, 1), "only": ("output",), **options})
+    study = str(tmp_path / "tiny.toml")
+    good, configurations = harness.run_study(study, asked, places, export=False, infer=False, fresh=fresh)
+    return good, configurations, children_
+
+
+TRIALS = [(f"output_trial_{number}", 0) for number in range(1, 8)]
+
+
+def test_a_search_trains_its_trials_in_turn_and_then_the_best_with_the_other_seeds(
+    places, tmp_path, tiny_study, monkeypatch
+):
+    good, configurations, children_ = searched(places, tmp_path, tiny_study, monkeypatch)
+    assert good and len(configurations) == 1 + 7 + 1 and children_.jobs.count("preflight") == 1
+    assert children_.trained == [("output", 0), *TRIALS[:5], ("output", 1), *TRIALS[5:], ("output_best", 1)]
+    found = {(r["freeze"], r["seed"]): r for r in records.read(places.results) if r["kind"] == "train"}
+    rate = {name: found[name, 0]["config"]["freeze"]["stages"][0]["learning_rate"] for name, _ in TRIALS}
+    best = min(rate, key=rate.get)
+    taken = found["output_best", 0]
+    assert taken["search"]["values"] == {"learning_rate": rate[best]}
+    assert (taken["run"], taken["config"]["id"]) == (found[best, 0]["run"],) * 2
+    assert (taken["marginal_seconds"], taken["validation_top1"]) == (0.0, found[best, 0]["validation_top1"])
+    assert taken["configuration"] == found["output_best", 1]["configuration"] != found[best, 0]["configuration"]
+
+
+def test_a_search_goes_on_where_it_was_cut_off(places, tmp_path, tiny_study, monkeypatch):
+    searched(places, tmp_path, tiny_study, monkeypatch)
+    file = places.results / records.FILE
+    whole = file.read_text()
+    file.write_text("".join(whole.splitlines(keepends=True)[:8]))  # both seeds of the row itself, six trials
+    _, _, again = searched(places, tmp_path, tiny_study, monkeypatch)
+    assert again.trained == [TRIALS[6], ("output_best", 1)]
+
+    def identities(text):
+        return {r["identity"] for r in map(json.loads, text.splitlines()) if r["kind"] == "train"}
+
+    assert identities(file.read_text()) == identities(whole)
+    assert searched(places, tmp_path, tiny_study, monkeypatch)[2].jobs == []
+
+
+def test_a_trial_that_fails_is_none_that_is_best(places, tmp_path, tiny_study, monkeypatch):
+    searched(places, tmp_path, tiny_study, monkeypatch)
+    found = harness.newest(places.results).values()
+    (best,) = {f"output_trial_{r['search']['trial']}" for r in found if r["freeze"] == "output_best"}
+    good, _, children_ = searched(places, tmp_path, tiny_study, monkeypatch, fails=[best], fresh=True)
+    assert not good and children_.trained.count((best, 0)) == 2  # once more, alone
+    other = harness.newest(places.results).values()
+    assert max((r for r in other if r["freeze"] == "output_best"), key=lambda r: r["time"])["search"]["trial"] != int(
+        best.rpartition("_")[2]
+    )
+
+
+def test_a_fresh_search_believes_no_earlier_result(places, tmp_path, tiny_study, monkeypatch):
+    _, _, first = searched(places, tmp_path, tiny_study, monkeypatch)
+    _, _, again = searched(places, tmp_path, tiny_study, monkeypatch, fresh=True)
+    assert again.trained == first.trained
+
+
+def test_trials_are_not_published(places, tmp_path, tiny_study, monkeypatch):
+    searched(places, tmp_path, tiny_study, monkeypatch)
+    published, measured = [], []
+    monkeypatch.setattr(
+        harness, "export_models", lambda configurations, places: published.extend(configurations) or True
+    )
+    monkeypatch.setattr(harness, "infer_models", lambda models, places, fresh: measured.extend(models) or True)
+    options = Options(seeds=(0, 1), only=("output",), precision=("float32",), xla=("off",), engine=("plain",))
+    harness.run_study(str(tmp_path / "tiny.toml"), options, places)
+    assert set(measured) == {"tiny.output", "tiny.output_best"} and len(published) == 2
+    found = records.configurations(records.read(places.results))
+    assert {c.freeze for c in found if c.trial} == {name for name, _ in TRIALS}
 
 
 def test_a_mistake_found_by_a_child_is_the_users(places, planned, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 
 from frostline import studies
 from frostline.errors import UserError
-from frostline.studies import Head, HeadLayer
+from frostline.studies import Head, HeadLayer, Parameter
 
 
 def parse(tiny, old="", new=""):
@@ -122,6 +122,77 @@ def test_head_layers(tiny_study):
 def test_mistakes_in_a_study_are_named(tiny_study, old, new, message):
     with pytest.raises(UserError, match=message):
         parse(tiny_study, old, new)
+
+
+SEARCH = """
+[search]
+trials = 6
+reported = { top1 = 0.6 }
+l2 = { low = 1e-4, high = 1e-2, log = true }
+units = { low = 256, high = 1024, step = 128 }
+optimizer = ["adam", "sgd"]
+"""
+
+
+def test_a_search_varies_the_first_configuration_in_the_order_of_its_keys(tiny_study):
+    (search,) = parse(tiny_study, new=SEARCH).search
+    assert (search.freeze, search.trials, search.sampler, search.seed) == ("output", 6, "random", 0)
+    assert search.space == (
+        Parameter("l2", 1e-4, 1e-2, log=True),
+        Parameter("units", 256, 1024, 128),
+        Parameter("optimizer", choices=("adam", "sgd")),
+    )
+    assert search.reported == {"top1": 0.6} and parse(tiny_study).search == ()
+
+
+def test_several_searches_each_vary_a_configuration_of_their_own(tiny_study):
+    several = SEARCH.replace("[search]", "[[search]]")
+    found = parse(tiny_study, new=several + several + 'freeze = "all"\nseed = 1').search
+    assert [(search.freeze, search.seed) for search in found] == [("output", 0), ("all", 1)]
+    with pytest.raises(UserError, match=r"\[search\] makes a configuration 'output_trial_1', and there is another"):
+        parse(tiny_study, new=several + several)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("trials = 6", "trial = 6", r"\[search\]: unknown key 'trial'; did you mean 'trials'\?"),
+        ("trials = 6", "", r"\[search\]: trials is missing"),
+        ("trials = 6", "trials = 0", r"trials = 0; give a whole number of at least 1"),
+        ("trials = 6", 'trials = 6\nfreeze = "al"', r"freeze = 'al'; did you mean 'all'\?"),
+        ("trials = 6", 'trials = 6\nsampler = "tp"', r"sampler = 'tp'; did you mean 'tpe'\?"),
+        ("{ top1 = 0.6 }", "{ top2 = 0.6 }", r"\[search\]: reported: unknown key 'top2'; did you mean 'top1'\?"),
+        ("units = {", "unit = {", r"unknown key 'unit'; did you mean 'units'\?"),
+        ("step = 128 }", "stop = 128 }", r"units: unknown key 'stop'; did you mean 'step'\?"),
+        ("low = 256, high = 1024, step = 128", "low = 256, step = 128", r"units: a range needs low and high"),
+        ("low = 256", "low = 1024", r"units: a range needs low and high, and low is the smaller one"),
+        ("low = 256", "low = 0.5", r"units low = 0.5; give a whole number"),
+        ("step = 128", "step = 100", r"units: steps of 100 from 256 miss 1024; give another high or step"),
+        ("step = 128", "step = 128, log = true", r"units: log = true goes without step"),
+        ("low = 1e-4", "low = 0", r"l2: log = true goes without step, from a low above 0"),
+        ("log = true", "log = 1", r"l2 log = 1; write true or false"),
+        ('["adam", "sgd"]', '["adam"]', r"optimizer = \['adam'\]; give at least two different choices"),
+        ('["adam", "sgd"]', '["adam", "adam"]', r"give at least two different choices"),
+        ('["adam", "sgd"]', '"adam"', r"optimizer = 'adam'; give a list of choices$"),
+        ('["adam", "sgd"]', '["adam", "sgd"]\ndropout = [0.2, 1]', r"dropout = 1; give a number between 0 and 1"),
+        ('["adam", "sgd"]', '["adam", "sgd"]\nbatch_size = 8', r"batch_size = 8; give a list of choices, or \{ low"),
+        ('["adam", "sgd"]', '["adam", "sgd"]\nlearning_rate = [0, 1]', r"learning_rate = 0; give a number above 0"),
+        (SEARCH, "[search]\ntrials = 6", r"varies nothing; give one or several of: units, dropout, l2, learning_rate"),
+    ],
+)
+def test_mistakes_in_a_search_are_named(tiny_study, old, new, message):
+    assert old in SEARCH
+    with pytest.raises(UserError, match=message):
+        parse(tiny_study, new=SEARCH.replace(old, new))
+
+
+def test_a_search_needs_names_and_numbers_of_images_that_are_clear(tiny_study):
+    with pytest.raises(UserError, match=r"which of several train_images would choose\?"):
+        parse(tiny_study.replace("[data]", "[data]\ntrain_images = [20, 40]", 1), new=SEARCH)
+    with pytest.raises(UserError, match="makes a configuration 'output_best', and there is another"):
+        parse(tiny_study.replace('name = "all"', 'name = "output_best"'), new=SEARCH)
+    with pytest.raises(UserError, match=r"\[search\]: 3 is not a table of keys and values"):
+        parse("search = 3\n" + tiny_study)
 
 
 def test_an_unknown_study_lists_those_that_exist():

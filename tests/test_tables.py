@@ -294,5 +294,65 @@ def test_a_dry_run_tells_engine_features_time_and_why():
     assert any(line.startswith("About 66 s of training in all") for line in text)
 
 
+def searched(freeze, trial, best=False, seed=0, **more):
+    """A trial of a search, or what trains its values again."""
+    values = {"units": 896, "l2": 0.0014912, "learning_rate": 0.00041, "optimizer": "adam"}
+    told = {"freeze": "head", "sampler": "random", "seed": 0, "trials": 2, "reported": {"top1": 0.77}, "trial": trial}
+    return train(freeze, seed, search={**told, "best": best, "values": values}, **more)
+
+
+SEARCHED = [
+    train("head", 0, top1=0.4),
+    searched("head_trial_1", 1, top1=0.6, protocol="document"),
+    searched("head_trial_2", 2, top1=0.8, protocol="document"),
+    searched("head_best", 2, best=True, top1=0.8, protocol="document"),
+    searched("head_best", 2, best=True, top1=0.6, seed=1, protocol="document"),
+]
+VALUES = "(units 896, l2 0.00149, learning rate 0.00041, optimizer adam)"
+
+
+def test_trials_show_their_values_and_the_best_says_how_it_was_chosen():
+    text = lines(records=SEARCHED)
+    accuracy = [line for line in text if line.count("|") == 7]
+    assert f"| head_trial_1 {VALUES} † | 0.6000 | 0.6000 | 0.6000 | - | 1.0000 |" in accuracy
+    assert f"| head_trial_2 {VALUES} † | 0.8000 | 0.8000 | 0.8000 | 0.7700 | 1.0000 |" in accuracy
+    assert any(line.startswith(f"| head_best {VALUES} † | 0.7000 ± 0.1414 (2) |") for line in accuracy)
+    assert (
+        "head_best: head_trial_2, trained with all seeds; of 2 trials (random search, seed 0) it had the best top-1 on "
+        "validation, then the lower loss." in text
+    )
+    found = {row["freeze"]: row for row in json.loads(tables.render(SEARCHED, "json"))}
+    assert found["head_trial_2"]["reported"] == {"top1": 0.77} and found["head_trial_1"]["reported"] is None
+    assert found["head_best"]["reported"] is None and found["head"]["search"] is None
+    assert found["head_best"]["search"]["values"]["units"] == 896
+
+
+def test_trials_have_no_step_times_of_their_own():
+    cells = [{**CELLS[0], "freeze": freeze} for freeze in ("head", "head_trial_1", "head_trial_2", "head_best")]
+    text = lines(records=[{"kind": "choice", "study": "toy", "cells": cells}, *SEARCHED])
+    assert [line for line in text if "10.10" in line] == ["| head | 10.10* |"]
+    assert not any(
+        "one training step" in line
+        for line in lines(records=[{"kind": "choice", "study": "toy", "cells": cells}, *SEARCHED[1:]])
+    )
+
+
+def told(sampler, trials, known, best=False):
+    """What a dry run found of a search of which some trials are known."""
+    search = {"freeze": "head", "sampler": sampler, "trials": trials, "values": {"l2": 0.01}}
+    found = [checked(f"head_trial_{n}", [cost("cached", 2.0)]) | {"search": {**search, "trial": n, "best": False}}
+             for n in known]  # fmt: skip
+    again = checked("head_best", [cost("cached", 2.0)]) | {"search": {**search, "trial": 1, "best": True}}
+    return tables.plan([*found, *[again] * best])
+
+
+def test_a_dry_run_tells_what_follows_from_the_trials_it_knows():
+    later = "head: 2 more trials, each drawn from the results before it, then head_best, the best trial with all seeds"
+    assert f"{later}: not in this list nor its sum." in told("tpe", 5, [1, 2, 3])
+    assert "head_trial_2 (l2 0.01)" in told("tpe", 5, [1, 2, 3])
+    assert "\nhead: head_best, the best trial with all seeds: not in this list" in told("random", 2, [1, 2])
+    assert "not in this list" not in told("random", 2, [1, 2], best=True) + told("random", 5, [2])
+
+
 def test_no_records():
     assert tables.render([], "github") == "no records" and tables.render([], "json") == "[]"

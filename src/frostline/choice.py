@@ -41,13 +41,17 @@ def key(runs: Sequence[Run]) -> str:
 
 
 def timing_key(run: Run) -> str:
-    """Equal for runs that do the same work: stages, engine, head and data, whatever their names and weights."""
+    """Equal for runs that do the same work: stages, engine, head and data, whatever their names and weights.
+
+    The trials of a search are timed as what they vary, once for all of them.
+    """
+    freeze = run.freeze.drawn.varied if run.freeze.drawn else run.freeze
     stages = [
         {k: v for k, v in plain(stage).items() if k in ("train", "optimizer", "batch_size", "batch_norm", "frontier")}
         | {"epochs": stage.epochs}
-        for stage in run.freeze.stages
+        for stage in freeze.stages
     ]
-    head = run.freeze.head if run.freeze.head is None or isinstance(run.freeze.head, str) else plain(run.freeze.head)
+    head = freeze.head if freeze.head is None or isinstance(freeze.head, str) else plain(freeze.head)
     data = [plain(run.data), run.fingerprint, run.limit]
     return json.dumps([stages, head, run.engine, data], sort_keys=True)
 

@@ -193,7 +193,8 @@ def export(args: argparse.Namespace) -> int:
     for name in args.only:
         if name not in known:
             raise UserError(f"--only {name}: no such configuration in {args.results}; {nearest(name, known)}")
-    chosen = {c.rows[-1]["configuration"] for c in configurations if not args.only or c.freeze in args.only}
+    asked = args.only or {c.freeze for c in configurations if not c.trial}
+    chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
         return 0 if harness.export_models(chosen, places) else 1
 

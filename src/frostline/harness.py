@@ -1,6 +1,7 @@
 """Runs studies: this process plans and keeps the books, children load TensorFlow and do one thing each."""
 
 import dataclasses
+import functools
 import hashlib
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from frostline import (
     plan,
     records,
     runtimes,
+    search,
     studies,
 )
 from frostline.errors import UserError, lookup
@@ -60,44 +62,94 @@ def run_study(
     started = time.monotonic()
     study = studies.load(name)
     with records.lock(places.results):
-        planned = plan_runs(study, options, places)
-        configurations = {run.configuration for run in planned}
-        done = set() if fresh else finished(places.results)
-        pending = [run for run in planned if run.identity not in done]
-        if pending:
-            # The whole study, also under --only: all of it is checked, and `auto` chooses once for all of its rows.
-            everything = plan_runs(study, dataclasses.replace(options, only=()), places)
-            cells, device = settle(everything, pending, places, fresh=fresh)
-            train_all(pending, [choice.pick(cells, run, device) for run in pending], places)
+        known = set() if fresh else finished(places.results)
+        planned, trained = plan_runs(study, options, places, known), 0
+        setting: Callable[[Run], choice.Setting] | None = None
+        while pending := [run for run in planned if run.identity not in known]:
+            if setting is None:  # the whole study, also under --only: `auto` chooses once for all of its rows
+                everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
+                setting = settle(everything, pending, places, fresh=fresh)
+            untrained = take_over(pending, planned, places.results)
+            train_all(untrained, [setting(run) for run in untrained], places)
+            trained += len(untrained)
+            known |= {run.identity for run in pending}
+            planned = plan_runs(study, options, places, known) if study.search else planned  # what follows from these
         good = all_ok(planned, places.results)
+        published = [run for run in planned if not run.trial]
         if export:
-            good &= export_models(configurations, places)
+            good &= export_models({run.configuration for run in published}, places)
         if export and infer:
-            good &= infer_models({run.model for run in planned}, places, fresh=fresh)
+            good &= infer_models({run.model for run in published}, places, fresh=fresh)
         seconds = time.monotonic() - started
-        if pending:
-            told = {"kind": "study", "study": study.name, "runs": len(pending), "study_seconds": seconds}
+        if trained:
+            told = {"kind": "study", "study": study.name, "runs": trained, "study_seconds": seconds}
             records.append(places.results, {**told, "time": records.now(), "machine": machine.facts()})
-    skipped = len(planned) - len(pending)
-    say(f"{study.name}: {len(pending)} runs done, {skipped} found finished, {duration(seconds)}")
-    return good, configurations
+    say(f"{study.name}: {trained} runs done, {len(planned) - trained} found finished, {duration(seconds)}")
+    return good, {run.configuration for run in planned}
+
+
+def settle(
+    everything: list[Run], pending: list[Run], places: Places, *, fresh: bool
+) -> Callable[[Run], choice.Setting]:
+    """Check a whole study, and measure what `auto` means for all of its rows; returns what is in effect for a run.
+
+    Neither is done again where only seeds are added to configurations that have finished with other ones.
+    """
+    key = choice.key(everything)
+    told = [] if fresh else records.read(places.results)
+    kept = next((r for r in reversed(told) if r["kind"] == "choice" and r["key"] == key), None)
+    proven = {r["configuration"] for r in told if r["kind"] == "train" and r["outcome"] == "ok"}
+    if kept and proven.issuperset(run.configuration for run in pending):
+        return functools.partial(_pick, kept["cells"], kept["device"])
+    checked = preflight(everything, places)
+    cells = kept["cells"] if kept else []
+    if not kept and choice.needed(pending):
+        cells = measure_steps(everything, key, checked, places)
+    return functools.partial(_pick, cells, checked["device"])
+
+
+def _pick(cells: list[Event], device: str, run: Run) -> choice.Setting:
+    return choice.pick(cells, run, device)
+
+
+def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run]:
+    """Record the best of a search where its trial was that very training; returns what is left to train."""
+    left = []
+    for run in pending:
+        trial = search.origin(run, planned)
+        if trial is None:
+            left.append(run)
+        else:
+            same = plan.heading(dataclasses.replace(run, id=trial.id))  # whose weights and predictions these are
+            told = {"marginal_seconds": 0.0, "time": records.now()}
+            records.append(results, {**newest(results)[trial.identity], **same, **told})
+    return left
 
 
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
-    planned = plan_runs(studies.load(name), options, places)
+    planned = plan_runs(studies.load(name), options, places, finished(places.results))
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = preflight(planned, dataclasses.replace(places, results=Path(folder)), estimate=True)
         except children.Died as error:
             raise children.Died(str(error).partition(" (see ")[0]) from error  # its log goes with the folder
     names = [(run.freeze.name, run.variant) for run in planned]
-    return [{**c, "seeds": names.count((c["freeze"], c["variant"]))} for c in found["configurations"]]
+    searches = {run.freeze.name: plan.heading(run)["search"] for run in planned}
+    return [
+        {**c, "seeds": names.count((c["freeze"], c["variant"])), "search": searches[c["freeze"]]}
+        for c in found["configurations"]
+    ]
 
 
-def plan_runs(study: Study, options: Options, places: Places) -> list[Run]:
-    """The runs of a study with their identities; reads the data's files, loads no TensorFlow."""
+def plan_runs(study: Study, options: Options, places: Places, known: Collection[str] = ()) -> list[Run]:
+    """The runs of a study with their identities; reads the data's files, loads no TensorFlow.
 
+    Trials of a search, and its best, follow from the records of `known` identities.
+    """
+    believed = {identity: record for identity, record in newest(places.results).items() if identity in known}
+
+    @functools.cache
     def digest(weights: str) -> str:
         try:
             return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
@@ -110,10 +162,17 @@ def plan_runs(study: Study, options: Options, places: Places) -> list[Run]:
             of = f" of {total / 2**20:.0f}" if total else ""
             progress.show(f"downloading {file}: {done / 2**20:.0f}{of} MiB")
 
+        @functools.cache
         def fingerprint(data: studies.Data) -> str:
             return datasets.fingerprint(data, data_dir=places.data_dir, report=report)
 
-        return plan.runs(plan.resolve(study, options), options, fingerprint, digest)
+        resolved = plan.resolve(study, options)
+        found: dict[str, search.Outcome] = {}
+        while True:
+            planned = plan.runs(search.expand(resolved, found), options, fingerprint, digest)
+            told, found = found, search.outcomes(planned, believed)
+            if found == told:
+                return planned
 
 
 def preflight(planned: list[Run], places: Places, *, estimate: bool = False) -> Event:
@@ -157,23 +216,6 @@ def newest(results: Path) -> dict[str, Event]:
 
 
 # -- what `auto` means ---------------------------------------------------------------------------------
-
-
-def settle(planned: list[Run], pending: list[Run], places: Places, *, fresh: bool) -> tuple[list[Event], str]:
-    """The measured cells of a whole study and the kind of device, its names and rules checked before.
-
-    Neither is done again where only seeds are added to configurations that have finished with other ones.
-    """
-    key = choice.key(planned)
-    told = [] if fresh else records.read(places.results)
-    kept = next((r for r in reversed(told) if r["kind"] == "choice" and r["key"] == key), None)
-    proven = {r["configuration"] for r in told if r["kind"] == "train" and r["outcome"] == "ok"}
-    if kept and proven.issuperset(run.configuration for run in pending):
-        return kept["cells"], kept["device"]
-    checked = preflight(planned, places)
-    if kept or not choice.needed(pending):
-        return kept["cells"] if kept else [], checked["device"]
-    return measure_steps(planned, key, checked, places), checked["device"]
 
 
 def measure_steps(planned: list[Run], key: str, checked: Event, places: Places) -> list[Event]:

@@ -35,6 +35,7 @@ from frostline import (
     prefix,
     records,
     runtimes,
+    search,
     training,
 )
 from frostline.errors import UserError
@@ -496,8 +497,9 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         network = build(run, dataset)
         check_weights(run, network)
         masks, cuts = [], []
+        for name in sorted(search.optimizers(run.freeze)):
+            training.optimizer(name, 1e-3)
         for stage in run.freeze.stages:
-            training.optimizer(stage.optimizer, stage.learning_rate)
             if stage.frontier != "exact" and run.engine == "plain":
                 raise UserError(
                     f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"'

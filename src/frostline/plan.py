@@ -6,12 +6,26 @@ import itertools
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from frostline.errors import UserError, nearest
-from frostline.studies import ENGINES, PRECISIONS, XLA, Backbone, Data, Freeze, Head, Study, Task
+from frostline.studies import (
+    ENGINES,
+    PRECISIONS,
+    XLA,
+    Backbone,
+    Data,
+    Drawn,
+    Freeze,
+    Head,
+    Study,
+    Task,
+    best_name,
+    search_names,
+    trial_name,
+)
 
 PRETRAIN = "pretrain"
 
@@ -81,10 +95,15 @@ class Run:
         random = self.freeze.weights == "none" or self.freeze.reset
         return (self.freeze.weights, self.pretrain_run, self.seed if random else None)
 
+    @property
+    def trial(self) -> bool:
+        """Whether it is a trial of a search: shown in the tables, not published."""
+        return self.freeze.drawn is not None and not self.freeze.drawn.best
+
 
 def resolve(study: Study, options: Options) -> Study:
     """The study with the flags applied and the source of every configuration's weights settled; raises UserError."""
-    known = [f.name for f in study.freeze]
+    known = [*(f.name for f in study.freeze), *(name for search in study.search for name in search_names(search))]
     for name in options.only:
         if name not in known:
             raise UserError(f"--only {name}: {study.name} has no such configuration; {nearest(name, known)}")
@@ -92,8 +111,7 @@ def resolve(study: Study, options: Options) -> Study:
         for value in getattr(options, flag):
             if value not in choices:
                 raise UserError(f"--{flag} {value}: {nearest(value, choices)}")
-    chosen = [f for f in study.freeze if not options.only or f.name in options.only]
-    freeze = tuple(_apply(_source(f, study, options), options) for f in chosen)
+    freeze = tuple(_apply(_source(f, study, options), options) for f in study.freeze)
     pretrain = study.pretrain
     if pretrain:
         source = _apply(pretrain.freeze, options)
@@ -145,7 +163,7 @@ def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], dig
     planned = []
     for seed in study.seeds:
         source = None
-        wanted = [f for f in study.freeze if seed in (f.seeds or study.seeds)]
+        wanted = [f for f in study.freeze if seed in (f.seeds or study.seeds) and _asked(f, options.only)]
         if study.pretrain and any(f.weights == PRETRAIN for f in wanted):
             source = _run(study, study.pretrain.data, study.pretrain.freeze, seed, options, prints, digest)
             planned.append(source)
@@ -154,6 +172,17 @@ def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], dig
             for data, one, name in _variants(study.data, freeze):
                 planned.append(_run(study, data, one, seed, options, prints, digest, name, start))
     return planned
+
+
+def _asked(freeze: Freeze, only: Collection[str]) -> bool:
+    """Whether --only names a configuration, what it is a variation of, or one that needs it."""
+    names = {freeze.name}
+    if drawn := freeze.drawn:
+        search = drawn.search
+        names |= {search.freeze, best_name(search)}
+        if search.sampler == "tpe" and not drawn.best:
+            names |= {trial_name(search, number) for number in range(drawn.trial, search.trials + 1)}
+    return not only or bool(names & set(only))
 
 
 def _variants(data: Data, freeze: Freeze) -> list[tuple[Data, Freeze, str]]:
@@ -198,7 +227,7 @@ def _run(
         "study": study.name,
         "backbone": study.backbone.name,
         "data": plain(data),
-        "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds", "weights")},
+        "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds", "weights", "drawn")},
         "inherit_head": inherit,
         "weights": weights if weights in ("none", "imagenet", PRETRAIN) else digest(weights),
         "pretrain": source and source.configuration,
@@ -238,6 +267,7 @@ def _hash(value: Any) -> str:
 
 def heading(run: Run) -> dict[str, Any]:
     """What every record of a run begins with: who it is, and what was asked."""
+    drawn = run.freeze.drawn
     return {
         "kind": "train",
         "run": run.id,
@@ -256,8 +286,15 @@ def heading(run: Run) -> dict[str, Any]:
         "xla_asked": run.xla,
         "engine_asked": run.engine,
         "reported": run.freeze.reported,
+        "search": drawn and _of_search(drawn),
         "config": plain(run),
     }
+
+
+def _of_search(drawn: Drawn) -> dict[str, Any]:
+    search = plain(drawn.search)
+    told = {key: search[key] for key in ("freeze", "sampler", "seed", "trials", "reported")}
+    return {**told, "trial": drawn.trial, "best": drawn.best, "values": dict(drawn.values)}
 
 
 # -- to JSON and back --------------------------------------------------------------------------------

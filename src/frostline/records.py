@@ -147,6 +147,12 @@ class Configuration:
         return [row for row in self.rows if row["outcome"] == "ok"]
 
     @property
+    def trial(self) -> bool:
+        """Whether it is a trial of a search, which is not published unless asked for."""
+        search = self.rows[-1].get("search")
+        return bool(search and not search["best"])
+
+    @property
     def representative(self) -> dict[str, Any] | None:
         """The finished run with the median validation accuracy (the lower one of two): the one that is exported."""
         ordered = sorted(self.finished, key=lambda row: (row["validation_top1"], row["seed"]))

@@ -20,6 +20,8 @@ ENGINES = ("auto", "cached", "plain")
 FRONTIERS = ("exact", "inference_prefix")
 RUN_KEYS = ("precision", "xla", "engine")
 HEAD_LAYERS = ("dense", "conv", "dropout", "batch_norm")
+SAMPLERS = ("random", "tpe")
+Value = int | float | str
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,42 @@ class Freeze:
     xla: tuple[str, ...] = ("auto",)
     engine: tuple[str, ...] = ("auto",)
     reported: dict[str, Any] | None = field(default=None, hash=False)
+    drawn: "Drawn | None" = None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a search varies: between two numbers, both included, by `step` or by magnitude; or among choices."""
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    log: bool = False
+    choices: tuple[Value, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """Trials of one freeze configuration with other values; the best on validation is trained with all seeds."""
+
+    freeze: str
+    trials: int
+    sampler: str = "random"
+    seed: int = 0
+    space: tuple[Parameter, ...] = ()
+    reported: dict[str, Any] | None = field(default=None, hash=False)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The values that a search put into `varied` for a trial; `best`: to train that trial's values again."""
+
+    search: Search
+    varied: Freeze
+    trial: int
+    values: tuple[tuple[str, Value], ...]
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +168,22 @@ class Study:
     backbone: Backbone
     freeze: tuple[Freeze, ...]
     pretrain: Task | None = None
+    search: tuple[Search, ...] = ()
+
+
+def trial_name(search: Search, number: int) -> str:
+    """The freeze configuration that is a trial, counted from 1."""
+    return f"{search.freeze}_trial_{number}"
+
+
+def best_name(search: Search) -> str:
+    """The freeze configuration that trains the best trial's values again."""
+    return f"{search.freeze}_best"
+
+
+def search_names(search: Search) -> list[str]:
+    """All freeze configurations that a search makes."""
+    return [*(trial_name(search, number) for number in range(1, search.trials + 1)), best_name(search)]
 
 
 # -- finding and reading ---------------------------------------------------------------------------
@@ -177,7 +231,7 @@ Reader = Callable[[Any, str], Any]
 
 
 def _study(table: dict[str, Any], name: str, where: str) -> Study:
-    known = ("title", "seeds", "data", "backbone", "pretrain", "head", "train", "freeze")
+    known = ("title", "seeds", "data", "backbone", "pretrain", "head", "train", "freeze", "search")
     _only(table, known, where)
     for needed in ("data", "backbone", "freeze"):
         if needed not in table:
@@ -192,15 +246,15 @@ def _study(table: dict[str, Any], name: str, where: str) -> Study:
     head = _head(table["head"], f"{where}: [head]") if "head" in table else None
     entries = _list(table["freeze"], f"{where}: [[freeze]]")
     freeze = tuple(_freeze(entry, where, base, head, inherited) for entry in entries)
-    twice = sorted({f.name for f in freeze if sum(g.name == f.name for g in freeze) > 1})
-    if twice:
-        raise UserError(f"{where}: two freeze configurations are called {twice[0]!r}; give each its own name")
+    if twice := _twice([f.name for f in freeze]):
+        raise UserError(f"{where}: two freeze configurations are called {twice!r}; give each its own name")
     seeds = _seeds(table.get("seeds", [0]), f"{where}: seeds")
     pretrain = _pretrain(table["pretrain"], where, table, base, inherited) if "pretrain" in table else None
     if any(f.head == "inherit" for f in freeze) and pretrain is None:
         raise UserError(f'{where}: head = "inherit" keeps the head of a [pretrain], and there is none')
     title = _text(table.get("title", name), f"{where}: title")
-    return Study(name, title, seeds, data, backbone, freeze, pretrain)
+    search = _searches(table["search"], f"{where}: [search]", freeze, data) if "search" in table else ()
+    return Study(name, title, seeds, data, backbone, freeze, pretrain, search)
 
 
 def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage, inherited: dict[str, Any]) -> Task:
@@ -248,6 +302,66 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None, inheri
         reported=_reported(table["reported"], where) if "reported" in table else None,
         **_run_keys({**inherited, **table}, where),
     )
+
+
+def _searches(value: Any, where: str, freeze: tuple[Freeze, ...], data: Data) -> tuple[Search, ...]:
+    names = [f.name for f in freeze]
+    searches = tuple(_search(table, where, names) for table in (value if isinstance(value, list) else [value]))
+    if twice := _twice([*names, *(name for search in searches for name in search_names(search))]):
+        raise UserError(f"{where} makes a configuration {twice!r}, and there is another; vary or name another one")
+    if len(data.train_images) > 1:
+        raise UserError(f"{where}: which of several train_images would choose? Give train_images one number")
+    return searches
+
+
+def _search(table: Any, where: str, names: list[str]) -> Search:
+    _is_table(table, where)
+    space = {name: reader for name, reader in SEARCHED.items() if name in table}
+    own: dict[str, Reader] = {
+        "freeze": _one_of(tuple(names)),
+        "trials": _whole,
+        "sampler": _one_of(SAMPLERS),
+        "seed": lambda value, at: _whole(value, at, least=0),
+        "reported": lambda value, at: _reported(value, where),
+    }
+    _only(table, [*own, *SEARCHED], where)
+    if not space:
+        raise UserError(f"{where} varies nothing; give one or several of: {', '.join(SEARCHED)}")
+    found = {key: value for key, value in table.items() if key in own}
+    search = _fill(Search, {"freeze": names[0], **found}, where, own)
+    parameters = tuple(_parameter(name, table[name], f"{where} {name}") for name in table if name in space)
+    return dataclasses.replace(search, space=parameters)
+
+
+def _parameter(name: str, value: Any, where: str) -> Parameter:
+    read = SEARCHED[name]
+    if isinstance(value, list):
+        choices = tuple(read(choice, where) for choice in value)
+        if len(choices) < 2 or len(set(choices)) < len(choices):
+            raise UserError(f"{where} = {value!r}; give at least two different choices")
+        return Parameter(name, choices=choices)
+    if name == "optimizer" or not isinstance(value, dict):
+        between = "" if name == "optimizer" else ", or { low = ..., high = ... } with step = ... or log = true"
+        raise UserError(f"{where} = {value!r}; give a list of choices{between}")
+    step = _whole if read is _whole else lambda number, at: _number(number, at, above=0)
+    found = _fill(Parameter, value, where, {"low": read, "high": read, "step": step, "log": _boolean}, Parameter(name))
+    _check_range(found, where)
+    return found
+
+
+def _check_range(found: Parameter, where: str) -> None:
+    if found.low is None or found.high is None or found.low >= found.high:
+        raise UserError(f"{where}: a range needs low and high, and low is the smaller one")
+    if found.log and (found.step or not found.low):
+        raise UserError(f"{where}: log = true goes without step, from a low above 0")
+    steps = (found.high - found.low) / (found.step or 1)
+    if found.step and abs(steps - round(steps)) > 1e-9:
+        raise UserError(f"{where}: steps of {found.step} from {found.low} miss {found.high}; give another high or step")
+
+
+def _twice(names: list[str]) -> str | None:
+    """The first of the names that stands there twice."""
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _run_keys(table: dict[str, Any], where: str) -> dict[str, Any]:
@@ -446,3 +560,13 @@ def _classes(value: Any, where: str) -> tuple[int | str, ...]:
     if len(set(map(str, values))) < len(values):
         raise UserError(f"{where} = {value!r}; a class is listed twice")
     return tuple(values)
+
+
+SEARCHED: dict[str, Reader] = {
+    "units": _whole,
+    "dropout": _fraction,
+    "l2": lambda value, where: _number(value, where, least=0),
+    "learning_rate": lambda value, where: _number(value, where, above=0),
+    "batch_size": _whole,
+    "optimizer": _text,
+}

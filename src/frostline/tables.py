@@ -42,7 +42,17 @@ SAME = (
     "train_images",
     "features_bytes",
 )
-ASKED = ("title", "protocol", "limit", "epochs_cap", "precision_asked", "xla_asked", "engine_asked", "reported")
+ASKED = (
+    "title",
+    "protocol",
+    "limit",
+    "epochs_cap",
+    "precision_asked",
+    "xla_asked",
+    "engine_asked",
+    "reported",
+    "search",
+)
 INFER_KEY = ("model", "runtime", "device", "batch_size", "host_copies")
 INFER = (
     "model",
@@ -78,7 +88,20 @@ def rows(records: list[Row], wanted: Collection[str] | None = None) -> list[Row]
     `wanted` restricts the first to some configurations, by their identity without the seed.
     """
     train = [train_row(configuration, records) for configuration in configurations(records, wanted)]
-    return train + infer_rows(records)
+    return _with_reported(train) + infer_rows(records)
+
+
+def _with_reported(train: list[Row]) -> list[Row]:
+    """What a document reports of a search's best trial, beside that trial."""
+    best = {
+        (row["study"], row["search"]["freeze"], row["search"]["trial"]): row["search"]["reported"]
+        for row in train
+        if row["search"] and row["search"]["best"]
+    }
+    for row in train:
+        if row["search"] and not row["search"]["best"]:
+            row["reported"] = best.get((row["study"], row["search"]["freeze"], row["search"]["trial"]))
+    return train
 
 
 def train_row(configuration: Configuration, records: list[Row]) -> Row:
@@ -107,7 +130,8 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
     waited = [r for r in records if r["kind"] == "study" and r["study"] == configuration.study]
     row["study_seconds"] = waited[-1]["study_seconds"] if waited else None
-    row["step_cells"] = step_cells(records, configuration) or None
+    # A trial was timed as what it varies, whose cells they are.
+    row["step_cells"] = None if row["search"] else step_cells(records, configuration) or None
     return row
 
 
@@ -155,7 +179,7 @@ def plan(found: list[Row]) -> str:
     """What a dry run found: one line per stage of each configuration, and what each engine choice rests on."""
     lines, reasons = [], []
     for entry in found:
-        first = f"{entry['freeze']} ({entry['variant']})" if entry["variant"] else entry["freeze"]
+        first = _label(entry)
         for number, (stage, cost) in enumerate(zip(entry["stages"], entry["estimate"], strict=True), 1):
             last = number == len(entry["stages"])
             lines.append(
@@ -177,6 +201,7 @@ def plan(found: list[Row]) -> str:
             other = cost["other_seconds"]
             against = "" if other is None else f" ({_fine(cost['seconds'])} against at least {_fine(other)})"
             reasons.append(f"{first}, stage {number}: {cost['engine']}, {cost['reason']}{against}.")
+    reasons += _to_come(found)
     headers = ["freeze", "stage", "trainable", "total", "trains", "frozen", "BatchNorm", "frontier"]
     headers += ["engine", "features MiB", "all seeds", "memory MiB"]
     seconds = sum(_predicted(entry) * entry["seeds"] for entry in found)
@@ -186,6 +211,20 @@ def plan(found: list[Row]) -> str:
         "Below the frontier nothing changes while a stage trains: these features are the same in every epoch."
     )
     return "\n\n".join([_tabulate(lines, headers, "plain"), "\n".join(reasons), note])
+
+
+def _to_come(found: list[Row]) -> list[str]:
+    """What each search will train that follows from the trials a dry run knows."""
+    searches = {entry["search"]["freeze"]: entry["search"] for entry in found if entry.get("search")}
+    lines = []
+    for name, search in searches.items():
+        own = [entry["search"] for entry in found if entry.get("search") and entry["search"]["freeze"] == name]
+        more = search["trials"] - sum(not s["best"] for s in own)
+        if any(s["best"] for s in own) or (more and search["sampler"] == "random"):
+            continue  # all is known, or --only asks for less
+        trials = f"{more} more trials, each drawn from the results before it, then " if more else ""
+        lines.append(f"{name}: {trials}{name}_best, the best trial with all seeds: not in this list nor its sum.")
+    return lines
 
 
 def _predicted(entry: Row) -> float:
@@ -382,6 +421,7 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
         lines.append("‡ inference_prefix: what is frozen ran as in inference, without its dropout and augmentation.")
     if any(row["protocol"] == "document" for row in train):
         lines.append("† validated on test, as the document did.")
+    lines += [_chosen(row) for row in train if row["search"] and row["search"]["best"]]
     limits = sorted({f"--limit {r['limit']}" for r in train if r["limit"]})
     caps = sorted({f"--epochs {r['epochs_cap']}" for r in train if r["epochs_cap"]})
     if limits or caps:
@@ -392,6 +432,15 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
     if others := sum(row["other_configurations"] for row in train):
         lines.append(f"{others} older configurations under these names are not shown.")
     return "\n".join(_note(line, form) for line in lines)
+
+
+def _chosen(row: Row) -> str:
+    search = row["search"]
+    return (
+        f"{row['freeze']}: {search['freeze']}_trial_{search['trial']}, trained with all seeds; of {search['trials']} "
+        f"trials ({search['sampler']} search, seed {search['seed']}) it had the best top-1 on validation, "
+        "then the lower loss."
+    )
 
 
 def _steps(train: list[Row], form: str) -> str:
@@ -444,12 +493,23 @@ def _value(key: str) -> Callable[[Row], str]:
     return lambda row: "-" if row[key] is None else f"{row[key]:,}" if isinstance(row[key], int) else str(row[key])
 
 
+def _label(row: Row) -> str:
+    """A freeze configuration with its variant, a trial with its values."""
+    search = row.get("search")
+    values = [f"{key.replace('_', ' ')} {_drawn(value)}" for key, value in (search["values"] if search else {}).items()]
+    told = ", ".join([row["variant"]] * bool(row["variant"]) + values)
+    return f"{row['freeze']} ({told})" if told else row["freeze"]
+
+
+def _drawn(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _name(row: Row) -> str:
-    variant = f" ({row['variant']})" if row["variant"] else ""
     marks = (" †" if row["protocol"] == "document" else "") + (
         " ‡" if "inference_prefix" in (row.get("frontier") or "") else ""
     )
-    return f"{row['freeze']}{variant}{marks}"
+    return f"{_label(row)}{marks}"
 
 
 def _share(row: Row) -> str:
