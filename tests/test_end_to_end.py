@@ -1,5 +1,6 @@
 """The whole road on a tiny study, through the command itself, with its children."""
 
+import csv
 import json
 import os
 import signal
@@ -80,12 +81,17 @@ def test_a_study_with_a_run_that_fails_goes_on_and_exits_with_one(place, first):
     assert "what training costs" in first.stdout and "diverges: seed 0: NotFinite" in first.stdout
 
 
-def test_a_run_leaves_weights_predictions_and_a_log(place, first):
+def test_a_run_leaves_weights_predictions_its_history_and_a_log(place, first):
     (folder,) = (place / "results" / "runs").glob("tiny.output.s0.*")
-    assert {p.name for p in folder.iterdir()} == {"weights.weights.h5", "predictions.npz", "log.txt"}
+    assert {p.name for p in folder.iterdir()} == {"weights.weights.h5", "predictions.npz", "history.csv", "log.txt"}
     with np.load(folder / "predictions.npz") as kept:
         assert kept["test"].shape == (40, 2) and np.allclose(kept["test"].sum(axis=1), 1, atol=1e-5)
         assert len(set(kept["validation_keys"])) == len(kept["validation_labels"])
+    records = [json.loads(line) for line in (place / "results" / "records.jsonl").read_text().splitlines()]
+    (record,) = (r for r in records if r.get("run") == folder.name and r["kind"] == "train")
+    with (folder / "history.csv").open() as file:
+        lines = [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
+    assert lines == record["history"] and len(lines) == sum(s["epochs"] for s in record["config"]["freeze"]["stages"])
 
 
 def test_frozen_weights_are_those_of_the_pretraining(place, first):

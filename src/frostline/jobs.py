@@ -1,6 +1,7 @@
 """What the children do: each job is one fresh interpreter, started by the harness with `python -m frostline.jobs`."""
 
 import contextlib
+import csv
 import functools
 import math
 import os
@@ -218,7 +219,8 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
     alone = time.perf_counter() - started - used.waited_seconds + used.load_seconds + pass_seconds
 
     peaks = {"peak_memory_bytes": machine.peak_memory_bytes(), "device_peak_memory_bytes": device.peak_memory_bytes()}
-    _keep(records.run_folder(results, run.id), network, dataset, answers["validation"][0], answers["test"][0])
+    folder = records.run_folder(results, run.id)
+    _keep(folder, network, dataset, answers["validation"][0], answers["test"][0], trained.history)
     epoch_seconds = trained.epoch_seconds
     return {
         **plan.heading(run),
@@ -425,9 +427,16 @@ def start_weights(network: models.Network, run: Run, results: Path) -> list[str]
     return sorted(fresh)
 
 
-def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, validation: Any, test: Any) -> None:
-    """Write the run's weights and probabilities, each whole or not at all."""
-    weights, predictions = folder / "partial.weights.h5", folder / "partial.npz"
+def _keep(
+    folder: Path,
+    network: models.Network,
+    dataset: datasets.Dataset,
+    validation: Any,
+    test: Any,
+    history: list[dict[str, Any]],
+) -> None:
+    """Write the run's weights, probabilities and history, each whole or not at all."""
+    weights, predictions, epochs = folder / "partial.weights.h5", folder / "partial.npz", folder / "partial.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         network.model.optimizer = None  # whose variables would be saved too
@@ -441,14 +450,24 @@ def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, vali
             test_labels=dataset.test.labels,
             test_keys=np.array(dataset.test.keys),
         )
+        _write_history(epochs, history)
         os.replace(predictions, folder / "predictions.npz")
+        os.replace(epochs, folder / "history.csv")
         os.replace(weights, folder / "weights.weights.h5")
     except (OSError, RuntimeError) as error:  # h5py has both for a disk that is full
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise UserError(f"cannot write to {folder}: {reason}; free some space") from error
     finally:
-        for partial in (weights, predictions):
+        for partial in (weights, predictions, epochs):
             partial.unlink(missing_ok=True)
+
+
+def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """One line per epoch of every stage; what was not measured is empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records.finite(history))
 
 
 def _reason(error: Exception) -> str:
