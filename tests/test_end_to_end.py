@@ -132,6 +132,17 @@ def test_a_dry_run_trains_nothing(place, first):
     assert not (place / "dry").exists()
 
 
+def test_layers_are_listed_without_a_results_folder(place, first):
+    done = frostline(place, "layers", "tiny.toml", "--only", "output", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    (output,) = json.loads(done.stdout)
+    (stage,) = output["stages"]
+    assert (stage["trainable_tensors"], stage["tensors"], stage["frontier"]) == (2, 8, ["max_pool"])
+    below = [layer["name"] for layer in stage["layers"] if layer["below_frontier"]]
+    assert below[:3] == ["images", "scaling", "conv_1"] and "dropout" not in below
+    assert [layer["name"] for layer in stage["layers"] if layer["trains"]] == ["output"]
+
+
 def test_a_mistake_that_a_child_finds_is_one_line_before_the_first_run(place):
     (place / "wrong.toml").write_text(STUDY.replace("head/output", "head/outptu"))
     done = frostline(place, "run", "wrong.toml", "--results", "none", *FLAGS)

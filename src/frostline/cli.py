@@ -68,6 +68,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-infer", action="store_true", help="measure no runtimes")
     sub.set_defaults(command=run)
 
+    sub = commands.add_parser("layers", help="every layer of a study's configurations: frozen or not, and the frontier")
+    sub.add_argument("study", metavar="STUDY", help="a name under bench/studies, or the path of a .toml file")
+    _places(sub, "data")
+    sub.add_argument("--only", action="append", default=[], metavar="NAME", help="this configuration alone; repeatable")
+    sub.add_argument("--weights", metavar="FILE|none|imagenet", help="in place of the study's source of weights")
+    sub.add_argument("--all", action="store_true", help="a line for each layer, not for each run of equal ones")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=layers)
+
     sub = commands.add_parser("table", help="comparison tables of finished runs")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
     sub.add_argument("--format", choices=FORMATS, default="github")
@@ -167,6 +176,22 @@ def run(args: argparse.Namespace) -> int:
     found = [r for r in records.read(args.results) if r["study"] == name]
     print(tables.render(found, _terminal_format(), asked))
     return 0 if good else 1
+
+
+def layers(args: argparse.Namespace) -> int:
+    """Print what each stage of a study's configurations trains, layer by layer."""
+    from frostline import harness, tables
+    from frostline.plan import Options
+
+    unused = Path(os.devnull)  # nothing is kept
+    options = Options(only=tuple(args.only), weights=args.weights)
+    found = harness.layers(args.study, options, harness.Places(unused, unused, args.data_dir))
+    if args.format == "json":
+        keys = ("freeze", "stages")
+        print(json.dumps([{key: entry[key] for key in keys} for entry in found], indent=2))
+    else:
+        print(tables.layers(found, each=args.all))
+    return 0
 
 
 def table(args: argparse.Namespace) -> int:

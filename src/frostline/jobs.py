@@ -40,7 +40,7 @@ from frostline import (
 )
 from frostline.errors import UserError
 from frostline.plan import Run
-from frostline.studies import Data
+from frostline.studies import Data, Stage
 
 Emit = Callable[..., None]
 PARITY_IMAGES = 32
@@ -499,7 +499,10 @@ def _summary(record: dict[str, Any]) -> str:
 
 
 def preflight(job: dict[str, Any], emit: Emit) -> None:
-    """Load the data, build every configuration, resolve every rule; with `estimate` time a few float32 steps too."""
+    """Load the data, build every configuration, resolve every rule.
+
+    With `estimate` a few float32 steps are timed too, with `layers` every layer is told.
+    """
     device.configure("float32")
     found = []
     known: dict[tuple[str, ...], float] = {}
@@ -510,31 +513,20 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         device.seed_everything(run.seed)
         network = build(run, dataset)
         check_weights(run, network)
-        masks, cuts = [], []
-        for stage in run.freeze.stages:
-            training.optimizer(stage.optimizer, stage.learning_rate)
-            if stage.frontier != "exact" and run.engine == "plain":
-                raise UserError(
-                    f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"'
-                )
-            masks.append(freezing.apply(network.model, network.groups, stage))
-            cuts.append(frontier.split(network.model, mode=stage.frontier))
+        masks, stages = zip(*(_look(network, run, stage, job["layers"]) for stage in run.freeze.stages), strict=True)
         images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
         images["pass"] = sum(map(len, _splits(dataset).values()))
         found.append(
             {
                 "freeze": run.freeze.name,
                 "variant": run.variant,
-                "stages": [
-                    {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
-                    for mask, cut in zip(masks, cuts, strict=True)
-                ],
+                "stages": list(stages),
                 "classes": len(dataset.class_names),
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
                 "estimate": _estimate(network, run, images, "off", known) if job["estimate"] else None,
-                "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, masks, run),
+                "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
     units = {entry["freeze"]: entry["units"] for entry in found}
@@ -545,6 +537,22 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 f"and this task needs {units[run.freeze.name]}; choose a head of its own"
             )
     emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found)
+
+
+def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
+    """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
+    training.optimizer(stage.optimizer, stage.learning_rate)
+    if stage.frontier != "exact" and run.engine == "plain":
+        raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
+    mask = freezing.apply(network.model, network.groups, stage)
+    cut = frontier.split(network.model, mode=stage.frontier)
+    told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
+    if listed:
+        below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
+        layers = freezing.layers(network.model, network.groups)
+        told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
+        told["frontier_mode"] = cut.mode
+    return mask, told
 
 
 def check_weights(run: Run, network: models.Network) -> None:

@@ -340,7 +340,9 @@ def _history(value: Any, where: str) -> dict[str, list[float]]:
     _only(value, HISTORY, where)
     curves = {key: _list(numbers, f"{where}.{key}") for key, numbers in value.items()}
     if not all(curves.values()) or not curves:
-        raise UserError(f"{where} = {value!r}; give a number for each epoch, such as {{ validation_top1 = [0.4, 0.5] }}")
+        raise UserError(
+            f"{where} = {value!r}; give a number for each epoch, such as {{ validation_top1 = [0.4, 0.5] }}"
+        )
     return {key: [_number(n, f"{where}.{key}[{i}]") for i, n in enumerate(c)] for key, c in curves.items()}
 
 
