@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline import __version__
+from frostline import __version__, plots
 from frostline.children import Died
 from frostline.errors import UserError
 from frostline.tables import FORMATS
@@ -81,6 +81,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
     sub.add_argument("--format", choices=FORMATS, default="github")
     sub.set_defaults(command=table)
+
+    sub = commands.add_parser("plot", help="curves of finished runs over epochs and training images")
+    sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: plots in the first results folder")
+    sub.add_argument("--only", action="append", default=[], metavar="NAME", help="this configuration alone; repeatable")
+    sub.add_argument("--format", choices=plots.FORMATS, help="default: both")
+    sub.set_defaults(command=plot)
 
     sub = commands.add_parser("export", help="publish the models of a results folder")
     sub.add_argument("results", type=Path, metavar="RESULTS")
@@ -196,13 +203,27 @@ def layers(args: argparse.Namespace) -> int:
 
 def table(args: argparse.Namespace) -> int:
     """Print the tables of one or several results folders."""
-    from frostline import records, tables
+    from frostline import tables
 
-    for folder in args.results:
+    print(tables.render(_records(args.results), args.format))
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw the runs of one or several results folders, and print the files that were written."""
+    formats = (args.format,) if args.format else plots.FORMATS
+    for path in plots.draw(_records(args.results), args.out or args.results[0] / "plots", args.only, formats):
+        print(path)
+    return 0
+
+
+def _records(folders: list[Path]) -> list[dict[str, Any]]:
+    from frostline import records
+
+    for folder in folders:
         if not (folder / records.FILE).is_file():
             raise UserError(f"{folder} holds no {records.FILE}; give a results folder, such as results")
-    print(tables.render([r for folder in args.results for r in records.read(folder)], args.format))
-    return 0
+    return [r for folder in folders for r in records.read(folder)]
 
 
 def export(args: argparse.Namespace) -> int:
