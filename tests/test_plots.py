@@ -92,7 +92,8 @@ def test_what_a_document_reports_are_dots_at_equal_epochs():
     assert picture.panels[3].bounds == (pytest.approx(0.18), pytest.approx(0.92))
     assert picture.panels[0].lines[0].reported == [] and picture.panels[3].lines[0].name == "head † (1)"
     assert "Large dots" in picture.caption and "† validated on test" in picture.caption
-    assert "Large dots" not in of([train("head")])["toy"].caption
+    clean = of([train("head", reported=reported)])["toy"]
+    assert "Large dots" not in clean.caption and not any(panel.lines[0].reported for panel in clean.panels)
 
 
 def test_a_pretraining_is_another_task_and_has_a_picture_of_its_own():
@@ -104,7 +105,8 @@ def test_a_pretraining_is_another_task_and_has_a_picture_of_its_own():
 
 def test_several_numbers_of_training_images_are_a_curve_of_accuracy():
     found = of([
-        train(name, seed, size=size, variant=f"{size}_images-plain", test_top1=0.1 * len(str(size)) + 0.1 * seed)
+        train(name, seed, size=size, variant=f"{size}_images-plain", test_top1=0.1 * len(str(size)) + 0.1 * seed,
+              history=epochs(1.0 if size == "all" else 9.0))
         for name in ("head", "all") for size in (10, 100, "all") for seed in (0, 1)
     ])  # fmt: skip
     picture = found["toy.train_images"]
@@ -116,7 +118,8 @@ def test_several_numbers_of_training_images_are_a_curve_of_accuracy():
     assert [p[:2] for p in head.points] == [(10, pytest.approx(0.25)), (100, pytest.approx(0.35)),
                                             (1000, pytest.approx(0.35))]  # fmt: skip
     assert head.points[0][2] == pytest.approx(0.1 / 2**0.5)
-    assert len(found["toy"].panels[0].lines) == 2, "the largest number alone is drawn over epochs"
+    largest = [line.points[0][1] for line in found["toy"].panels[0].lines]
+    assert largest == [1.0, 1.0], "the largest number alone is drawn over epochs"
     assert "the largest is drawn" in found["toy"].caption
     assert "toy.train_images" not in of([train("head"), train("all")])
 
@@ -146,7 +149,8 @@ def test_what_is_not_measured_or_not_positive_is_no_reason_to_stop(tmp_path):
 
 
 def test_logarithmic_ticks_stay_few():
-    assert plots._ticks((0.3, 4.0)) == pytest.approx([0.5, 1, 2])
+    assert plots._ticks((0.7, 4.0)) == pytest.approx([0.8, 1, 1.5, 2, 3, 4])
+    assert plots._ticks((0.03, 4.0)) == pytest.approx([0.05, 0.1, 0.2, 0.5, 1, 2])
     assert plots._ticks((0.5e-6, 20.0)) == pytest.approx([10.0**n for n in range(-6, 2)])
 
 
@@ -156,7 +160,9 @@ def many():
     name = "everything_above_the_third_block_with_batch_norm"
     two = epochs(3.0, 1.0) + epochs(0.4, 0.01, stage=2)
     reported = {"history": {"loss": [2.0, 1.0]}}
-    runs = [train(f"{name}_{i}", seed, two, reported=reported) for i in range(20) for seed in (0, 1)]
+    runs = [
+        train(f"{name}_{i}", seed, two, reported=reported, protocol="document") for i in range(20) for seed in (0, 1)
+    ]
     return [*runs, failed("broken"), train("pretrain")]
 
 
@@ -176,6 +182,7 @@ def test_the_page_needs_no_network_and_tells_every_line_once(many, tmp_path):
     in_legend = [trace.name for trace in figure.data if trace.showlegend]
     assert len(in_legend) == len(set(in_legend)) == 20
     assert sum(trace.fill == "toself" for trace in figure.data) == 80
+    assert sum(trace.mode == "markers" for trace in figure.data) == 20
 
 
 def test_a_title_is_text_and_no_markup(tmp_path):

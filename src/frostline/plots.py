@@ -20,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))  # as Matplotlib and as plotly call them
 MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"))
 GREY = "#999999"
-WRAPPED = 40  # characters of a name in a legend
+WRAPPED = 48  # characters of a name in a legend
 HISTORY = (("loss", "train loss"), ("validation_loss", "validation loss"), ("top1", "train top-1"),
            ("validation_top1", "validation top-1"))  # fmt: skip
 BY_SIZE = (("validation_top1", "validation top-1"), ("test_top1", "test top-1"))
@@ -143,7 +143,9 @@ def _of_study(study: str, own: list[Configuration], only: Collection[str]) -> li
         drawn.append(_over_epochs(f"{study}.{PRETRAIN}", f"{title} - the pre-training", done, _notes(before)))
     if len(sizes) > 1:
         by_key = [(looks[key], same) for key, same in series.items()]
-        drawn.append(_over_sizes(f"{study}.train_images", title, by_key, sizes, _notes(_tasks(chosen))))
+        drawn.append(
+            _over_sizes(f"{study}.train_images", f"{title} - by training images", by_key, sizes, _notes(_tasks(chosen)))
+        )
     return drawn
 
 
@@ -216,7 +218,8 @@ def _history(look: Look, configuration: Configuration, key: str) -> Line:
         for entry in row["history"]:
             if entry[key] is not None:
                 at.setdefault(starts[entry["stage"] - 1] + entry["epoch"], []).append(entry[key])
-    reported = configuration.rows[-1].get("reported") or {}
+    newest = configuration.rows[-1]
+    reported = (newest["reported"] or {}) if newest["protocol"] == "document" else {}
     dots = enumerate(reported.get("history", {}).get(key, []), 1)
     return Line(_name([configuration]), look, _points(at), [(float(x), y) for x, y in dots])
 
@@ -244,12 +247,15 @@ def _log_bounds(lines: list[Line]) -> tuple[float, float]:
 
 
 def _ticks(bounds: tuple[float, float]) -> list[float]:
-    """Where a logarithmic axis has labels: at 1, 2 and 5 of each decade, or at powers of ten where those are many."""
+    """Where a logarithmic axis has labels: at most ten, as fine as that allows, else powers of ten."""
     decades = range(math.floor(math.log10(bounds[0])), math.ceil(math.log10(bounds[1])))
-    steps = (1, 2, 5) if len(decades) < 5 else (1,)
-    return [
-        step * 10.0**decade for decade in decades for step in steps if bounds[0] <= step * 10.0**decade <= bounds[1]
-    ]
+    ticks: list[float] = []
+    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1,)):
+        every = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in every if bounds[0] <= tick <= bounds[1]]
+        if len(ticks) <= 10:
+            break
+    return ticks
 
 
 def _over_sizes(
