@@ -15,7 +15,7 @@ PLACE := --results $(RESULTS)
 FROM  := $(if $(DATA),--data-dir $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-gpu test lint table export infer lock clean
+.PHONY: help setup bench bench-gpu test lint table plot export infer lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ lint: $(READY) ## style and types
 table: $(READY) ## the tables of RESULTS
 	@$(BIN)/frostline table $(RESULTS) $(ARGS)
 
+plot: $(READY) ## the curves of RESULTS, into RESULTS/plots
+	@$(BIN)/frostline plot $(RESULTS) $(ARGS)
+
 export: $(READY) ## publish the models of RESULTS into EXPORTS
 	$(BIN)/frostline export $(RESULTS) --exports $(EXPORTS) $(FROM) $(ARGS)
 
@@ -60,7 +63,7 @@ lock: $(READY) ## pin the dependencies of both extras anew
 	$(PIP) uv
 	for extra in cpu gpu; do \
 	  $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    --extra $$extra --extra dev --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
+	    --extra $$extra --extra plot --extra dev --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
 	done
 
 clean: ## remove the environment and the caches, not your results or exports

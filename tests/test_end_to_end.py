@@ -1,5 +1,6 @@
 """The whole road on a tiny study, through the command itself, with its children."""
 
+import csv
 import json
 import os
 import signal
@@ -80,12 +81,17 @@ def test_a_study_with_a_run_that_fails_goes_on_and_exits_with_one(place, first):
     assert "what training costs" in first.stdout and "diverges: seed 0: NotFinite" in first.stdout
 
 
-def test_a_run_leaves_weights_predictions_and_a_log(place, first):
+def test_a_run_leaves_weights_predictions_its_history_and_a_log(place, first):
     (folder,) = (place / "results" / "runs").glob("tiny.output.s0.*")
-    assert {p.name for p in folder.iterdir()} == {"weights.weights.h5", "predictions.npz", "log.txt"}
+    assert {p.name for p in folder.iterdir()} == {"weights.weights.h5", "predictions.npz", "history.csv", "log.txt"}
     with np.load(folder / "predictions.npz") as kept:
         assert kept["test"].shape == (40, 2) and np.allclose(kept["test"].sum(axis=1), 1, atol=1e-5)
         assert len(set(kept["validation_keys"])) == len(kept["validation_labels"])
+    records = [json.loads(line) for line in (place / "results" / "records.jsonl").read_text().splitlines()]
+    (record,) = (r for r in records if r.get("run") == folder.name and r["kind"] == "train")
+    with (folder / "history.csv").open() as file:
+        lines = [{key: float(value) for key, value in line.items()} for line in csv.DictReader(file)]
+    assert lines == record["history"] and len(lines) == sum(s["epochs"] for s in record["config"]["freeze"]["stages"])
 
 
 def test_frozen_weights_are_those_of_the_pretraining(place, first):
@@ -124,6 +130,17 @@ def test_a_dry_run_trains_nothing(place, first):
     for text in ("Nothing was trained", "max_pool 14×14×64", "conv_1, conv_2, dense_1"):
         assert text in done.stdout
     assert not (place / "dry").exists()
+
+
+def test_layers_are_listed_without_a_results_folder(place, first):
+    done = frostline(place, "layers", "tiny.toml", "--only", "output", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    (output,) = json.loads(done.stdout)
+    (stage,) = output["stages"]
+    assert (stage["trainable_tensors"], stage["tensors"], stage["frontier"]) == (2, 8, ["max_pool"])
+    below = [layer["name"] for layer in stage["layers"] if layer["below_frontier"]]
+    assert below[:3] == ["images", "scaling", "conv_1"] and "dropout" not in below
+    assert [layer["name"] for layer in stage["layers"] if layer["trains"]] == ["output"]
 
 
 def test_a_mistake_that_a_child_finds_is_one_line_before_the_first_run(place):

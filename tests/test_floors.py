@@ -13,7 +13,7 @@ FLOORS = {
     0: {"errors", "timing", "machine", "progress", "children"},
     1: {"studies"},
     2: {"records", "plan", "layers"},
-    3: {"tables", "choice", "device", "datasets", "backbones", "heads", "freezing", "features"},
+    3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features"},
     4: {"models", "frontier", "cached", "runtimes", "search"},
     5: {"prefix", "training", "exporting", "inference"},
     6: {"costs"},
@@ -24,8 +24,8 @@ FLOORS = {
 # freezing marks the BatchNormalization of layers.
 SOURCE = Path(frostline.__file__).parent
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "plan", "tables", "choice", "datasets", "backbones", "heads",
-                                       "freezing", "features", "runtimes", "search", "cli"})  # fmt: skip
+LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "plan", "tables", "plots", "choice", "datasets", "backbones",
+                                       "heads", "freezing", "features", "runtimes", "search", "cli"})  # fmt: skip
 
 
 def modules():
@@ -63,7 +63,7 @@ def test_light_modules_load_nothing_heavy():
 import importlib, sys
 for name in {LIGHT}:
     importlib.import_module("frostline." + name)
-print(sorted({{"tensorflow", "keras", "numpy"}} & set(sys.modules)))
+print(sorted({{"tensorflow", "keras", "numpy", "matplotlib", "plotly"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

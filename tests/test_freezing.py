@@ -84,7 +84,25 @@ def test_apply_counts_what_trains():
     mask = freezing.apply(net.model, net.groups, Stage(train=("head/output",)))
     assert (mask.trained, mask.frozen) == (("output",), ("conv", "bn"))
     assert (mask.trainable_params, mask.total_params, mask.trainable_tensors) == (10, 112 + 16 + 10, 2)
+    assert mask.tensors == 6
     assert mask.batch_norm == "inference"
+
+
+def test_every_layer_is_told_as_apply_left_it():
+    net = network()
+    freezing.apply(net.model, net.groups, Stage(train=("head/output",)))
+    mask = freezing.apply(net.model, net.groups, Stage(train=("last_1/.*",)))
+    told = {layer.name: layer for layer in freezing.layers(net.model, net.groups)}
+    assert [layer.number for layer in told.values()] == [1, 2, 3, 4, 5, 6]
+    assert (told["images"].group, told["images"].trains, told["images"].batch_norm) == (None, None, None)
+    assert (told["pooling"].group, told["pooling"].kind, told["pooling"].trains) == (
+        "head", "GlobalAveragePooling2D", None
+    )  # fmt: skip
+    assert (told["bn"].params, told["bn"].trainable_tensors, told["bn"].batch_norm) == (16, 2, "training")
+    assert (told["output"].trains, told["output"].trainable_tensors) == (False, 0)
+    assert (mask.trainable_tensors, mask.tensors) == (4, 6), "what an earlier stage froze could train too"
+    freezing.apply(net.model, net.groups, Stage(batch_norm="inference"))
+    assert freezing.layers(net.model, net.groups)[3].batch_norm == "inference"
 
 
 def test_a_mask_without_weights_is_refused():

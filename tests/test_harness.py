@@ -580,6 +580,26 @@ def test_trials_are_not_published(places, tmp_path, tiny_study, monkeypatch):
     assert {c.freeze for c in found if c.trial} == {name for name, _ in TRIALS}
 
 
+def test_layers_are_asked_of_a_preflight_once_for_each_configuration_and_nothing_is_kept(
+    places, tmp_path, tiny_study, monkeypatch
+):
+    (tmp_path / "tiny.toml").write_text(
+        tiny_study.replace("[data]", "seeds = [0, 1]\n[data]\ntrain_images = [4, 8]", 1)
+    )
+    jobs = []
+
+    def spawn(job, places, log, on_event, *args, **kwargs):
+        jobs.append(job)
+        on_event({"event": "checked", "configurations": [{"freeze": "pretrain"}, {"freeze": "all"}]})
+
+    monkeypatch.setattr(harness, "spawn", spawn)
+    name = str(tmp_path / "tiny.toml")
+    assert [c["freeze"] for c in harness.layers(name, Options(), places)] == ["pretrain", "all"]
+    assert [c["freeze"] for c in harness.layers(name, Options(only=("all",)), places)] == ["all"]
+    assert [[run["freeze"]["name"] for run in job["runs"]] for job in jobs] == [["output", "all"], ["all"]]
+    assert jobs[0]["layers"] and not jobs[0]["estimate"] and not places.results.exists()
+
+
 def test_a_mistake_found_by_a_child_is_the_users(places, planned, monkeypatch):
     def run(module, job, *, log, on_event, deadline):
         on_event({"event": "user_error", "message": "no such layer"})

@@ -1,6 +1,6 @@
 import pytest
 
-from frostline import studies
+from frostline import plan, studies
 from frostline.errors import UserError
 from frostline.studies import Head, HeadLayer, Parameter
 
@@ -63,6 +63,28 @@ def test_the_frontier_mode_is_each_stages_own(tiny_study):
     )
     assert [stage.frontier for stage in study.freeze[1].stages] == ["inference_prefix", "exact"]
     assert study.freeze[0].stages[0].frontier == "exact"
+
+
+def test_a_document_may_report_its_epochs(tiny_study):
+    study = parse(tiny_study, new="reported = { top1 = 0.9, history = { validation_top1 = [0.38, 1], loss = [2.5] } }")
+    assert study.freeze[1].reported == {"top1": 0.9, "history": {"validation_top1": [0.38, 1], "loss": [2.5]}}
+    assert plan.restore(studies.Freeze, plan.plain(study.freeze[1])).reported == study.freeze[1].reported
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ("0.5", r"reported\.history: 0\.5 is not a table"),
+        ("{}", r"history = {}; give a number for each epoch, such as { validation_top1 = \[0\.4, 0\.5\] }"),
+        ("{ loss = [] }", r"give a number for each epoch"),
+        ("{ loss = 0.5 }", r"reported\.history\.loss = 0\.5 is not a list"),
+        ('{ loss = [0.5, "x"] }', r"reported\.history\.loss\[1\] = 'x'; give a number"),
+        ("{ val_loss = [0.5] }", r"unknown key 'val_loss'; .*validation_loss"),
+    ],
+)
+def test_reported_epochs_are_lists_of_numbers(tiny_study, history, message):
+    with pytest.raises(UserError, match=message):
+        parse(tiny_study, new=f"reported = {{ history = {history} }}")
 
 
 @pytest.mark.parametrize("value", ["[]", "0", '["some"]', "[20, 20]", "1.5", "true"])

@@ -354,5 +354,59 @@ def test_a_dry_run_tells_what_follows_from_the_trials_it_knows():
     assert "not in this list" not in told("random", 2, [1, 2], best=True) + told("random", 5, [2])
 
 
+def layer(number, name, group, trains=None, below=False, kind="Dense", batch_norm=None):
+    return {"number": number, "group": group, "name": name, "kind": kind, "params": 0 if trains is None else 1000,
+            "trainable_tensors": 2 * bool(trains), "trains": trains, "batch_norm": batch_norm,
+            "below_frontier": below}  # fmt: skip
+
+
+LAYERS = [
+    layer(1, "images", None, below=True, kind="InputLayer"),
+    layer(2, "conv_1", "last_1", False, True, "Conv2D"),
+    layer(3, "bn_1", "last_1", False, True, "BatchNormalization", "inference"),
+    layer(4, "late", "last_1", kind="ReLU"),
+    layer(5, "relu", "last_1", below=True, kind="ReLU"),
+    layer(6, "conv_2", "last_1", False, True, "Conv2D"),
+    layer(7, "bn_2", "last_1", True, False, "BatchNormalization", "training"),
+    layer(8, "pool", "head", kind="Flatten"),
+    layer(9, "output", "head", True),
+]
+
+
+def listed(*stages, **how):
+    facts = {"trainable_params": 2000, "total_params": 5000, "trainable_tensors": 4, "tensors": 10,
+             "batch_norm": "mixed", "frontier_mode": "exact"}  # fmt: skip
+    text = tables.layers([{"freeze": "some", "stages": [{**facts, **stage} for stage in stages]}], **how)
+    return [" ".join(line.split()) for line in text.splitlines() if line]
+
+
+def test_layers_of_one_group_and_state_are_one_line_and_the_frontier_is_marked():
+    text = listed({"layers": LAYERS, "frontier": ["conv_2"], "feature_shapes": [[4, 4, 8]]})
+    assert [line.rstrip("-") for line in text[:-1]] == [
+        "some",
+        "# group layers parameters state BatchNorm class",
+        "1 images 0 InputLayer",
+        "2-6 last_1 conv_1 ... conv_2 (4) 3,000 frozen inference 2 Conv2D, BatchNormalization, ReLU",
+        "---- frontier: conv_2 4×4×8 ",
+        "4-7 last_1 late, bn_2 1,000 trainable training ReLU, BatchNormalization",
+        "8-9 head pool, output 1,000 trainable Flatten, Dense",
+        "2,000 of 5,000 parameters train; trainable weight tensors 10 → 4; BatchNorm: mixed.",
+    ]
+
+
+def test_every_layer_has_a_line_when_asked_and_no_frontier_is_said():
+    stage = {"layers": [{**one, "below_frontier": False} for one in LAYERS], "frontier": [], "feature_shapes": []}
+    text = listed({**stage, "frontier_mode": "inference_prefix"}, stage, each=True)
+    assert text[0] == "some, stage 1 of 2" and "some, stage 2 of 2" in text
+    assert text[2].startswith("---- no frontier: every step runs all layers -")
+    assert [line.split()[0] for line in text[3:12]] == list("123456789")
+
+
+def test_the_mode_of_a_frontier_that_is_not_exact_is_said():
+    stage = {"layers": LAYERS, "frontier": ["a", "b"], "feature_shapes": [[4], [2]]}
+    text = listed({**stage, "frontier_mode": "inference_prefix"})
+    assert any(line.startswith("---- frontier (inference_prefix): a 4, b 2 -") for line in text)
+
+
 def test_no_records():
     assert tables.render([], "github") == "no records" and tables.render([], "json") == "[]"

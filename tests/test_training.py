@@ -30,13 +30,15 @@ def fit(net, split, *stages, **kwargs):
 
 def test_history_has_one_entry_per_epoch_and_stage(split):
     seen = []
-    stages = (Stage(train=("head/.*",), epochs=2), Stage(epochs=1, learning_rate=1e-4, optimizer="sgd"))
+    head = Stage(train=("head/.*",), epochs=2, batch_size=8)
+    stages = (head, Stage(epochs=1, batch_size=8, learning_rate=1e-4, optimizer="sgd"))
     trained = fit(network(), split, *stages, report=lambda **event: seen.append(event))
     assert [(h["stage"], h["epoch"]) for h in trained.history] == [(1, 1), (1, 2), (2, 1)]
     assert [h["learning_rate"] for h in trained.history] == pytest.approx([1e-3, 1e-3, 1e-4])
     assert len(seen) == 3 and seen[0]["epochs"] == 2 and seen[2]["stages"] == 2
     assert trained.masks[0].trainable_params < trained.masks[1].trainable_params
-    assert all(math.isfinite(h["validation_loss"]) for h in trained.history)
+    numbers = ("loss", "top1", "validation_loss", "validation_top1", "learning_rate", "seconds")
+    assert all(math.isfinite(h[key]) for h in trained.history for key in numbers)
 
 
 def test_training_learns(split):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline import __version__
+from frostline import __version__, plots
 from frostline.children import Died
 from frostline.errors import UserError
 from frostline.tables import FORMATS
@@ -68,10 +68,26 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-infer", action="store_true", help="measure no runtimes")
     sub.set_defaults(command=run)
 
+    sub = commands.add_parser("layers", help="every layer of a study's configurations: frozen or not, and the frontier")
+    sub.add_argument("study", metavar="STUDY", help="a name under bench/studies, or the path of a .toml file")
+    _places(sub, "data")
+    sub.add_argument("--only", action="append", default=[], metavar="NAME", help="this configuration alone; repeatable")
+    sub.add_argument("--weights", metavar="FILE|none|imagenet", help="in place of the study's source of weights")
+    sub.add_argument("--all", action="store_true", help="a line for each layer, not for each run of equal ones")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=layers)
+
     sub = commands.add_parser("table", help="comparison tables of finished runs")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
     sub.add_argument("--format", choices=FORMATS, default="github")
     sub.set_defaults(command=table)
+
+    sub = commands.add_parser("plot", help="curves of finished runs over epochs and training images")
+    sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: plots in the first results folder")
+    sub.add_argument("--only", action="append", default=[], metavar="NAME", help="this configuration alone; repeatable")
+    sub.add_argument("--format", choices=plots.FORMATS, help="default: both")
+    sub.set_defaults(command=plot)
 
     sub = commands.add_parser("export", help="publish the models of a results folder")
     sub.add_argument("results", type=Path, metavar="RESULTS")
@@ -169,15 +185,45 @@ def run(args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
+def layers(args: argparse.Namespace) -> int:
+    """Print what each stage of a study's configurations trains, layer by layer."""
+    from frostline import harness, tables
+    from frostline.plan import Options
+
+    unused = Path(os.devnull)  # nothing is kept
+    options = Options(only=tuple(args.only), weights=args.weights)
+    found = harness.layers(args.study, options, harness.Places(unused, unused, args.data_dir))
+    if args.format == "json":
+        keys = ("freeze", "stages")
+        print(json.dumps([{key: entry[key] for key in keys} for entry in found], indent=2))
+    else:
+        print(tables.layers(found, each=args.all))
+    return 0
+
+
 def table(args: argparse.Namespace) -> int:
     """Print the tables of one or several results folders."""
-    from frostline import records, tables
+    from frostline import tables
 
-    for folder in args.results:
+    print(tables.render(_records(args.results), args.format))
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw the runs of one or several results folders, and print the files that were written."""
+    formats = (args.format,) if args.format else plots.FORMATS
+    for path in plots.draw(_records(args.results), args.out or args.results[0] / "plots", args.only, formats):
+        print(path)
+    return 0
+
+
+def _records(folders: list[Path]) -> list[dict[str, Any]]:
+    from frostline import records
+
+    for folder in folders:
         if not (folder / records.FILE).is_file():
             raise UserError(f"{folder} holds no {records.FILE}; give a results folder, such as results")
-    print(tables.render([r for folder in args.results for r in records.read(folder)], args.format))
-    return 0
+    return [r for folder in folders for r in records.read(folder)]
 
 
 def export(args: argparse.Namespace) -> int:

@@ -14,14 +14,36 @@ NUMBERED = {"last": lambda names, n: names[-n:], "first": lambda names, n: names
 
 @dataclass(frozen=True)
 class Mask:
-    """What one stage trains: layer names with weights, and counts of parameters and of weight tensors."""
+    """What one stage trains: layer names with weights, and counts of parameters and of weight tensors.
+
+    `tensors` are those that train where nothing is frozen, `trainable_tensors` those that do.
+    """
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     trainable_params: int
     total_params: int
     trainable_tensors: int
+    tensors: int
     batch_norm: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a masked network; `number` counts from 1 in Keras's order.
+
+    `group` is None before the backbone, `trains` where there are no weights, `batch_norm` (`inference` or `training`)
+    for all but BatchNormalization.
+    """
+
+    number: int
+    group: str | None
+    name: str
+    kind: str
+    params: int
+    trainable_tensors: int
+    trains: bool | None
+    batch_norm: str | None
 
 
 class FrozenMoved(Exception):
@@ -86,7 +108,10 @@ def apply(model: Any, groups: Mapping[str, str], stage: Stage) -> Mask:
     """
     trained = resolve(stage.train, describe(model, groups))
     model.trainable = True
+    tensors = 0
     for layer in model.layers:
+        layer.trainable = True
+        tensors += len(layer.trainable_weights)
         layer.trainable = layer.name in trained
         if hasattr(layer, "inference_only"):
             layer.inference_only = stage.batch_norm == "inference"
@@ -99,8 +124,27 @@ def apply(model: Any, groups: Mapping[str, str], stage: Stage) -> Mask:
         trainable_params=count(model.trainable_weights),
         total_params=count(model.weights),
         trainable_tensors=len(model.trainable_weights),
+        tensors=tensors,
         batch_norm=_batch_norm_mode(model, stage),
     )
+
+
+def layers(model: Any, groups: Mapping[str, str]) -> list[Layer]:
+    """Every layer of a network in its order, as `apply` has left it."""
+    moves = {x.name: "inference" if runs_in_inference_mode(x) else "training" for x in _batch_norms(model)}
+    return [
+        Layer(
+            number=number,
+            group=groups.get(layer.name),
+            name=layer.name,
+            kind=type(layer).__name__,
+            params=count(layer.weights),
+            trainable_tensors=len(layer.trainable_weights),
+            trains=layer.trainable if layer.weights else None,
+            batch_norm=moves.get(layer.name),
+        )
+        for number, layer in enumerate(model.layers, 1)
+    ]
 
 
 def count(weights: Sequence[Any]) -> int:

@@ -129,17 +129,30 @@ def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
     planned = plan_runs(studies.load(name), options, places, finished(places.results))
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            found = preflight(planned, dataclasses.replace(places, results=Path(folder)), estimate=True)
-        except children.Died as error:
-            raise children.Died(str(error).partition(" (see ")[0]) from error  # its log goes with the folder
     names = [(run.freeze.name, run.variant) for run in planned]
     searches = {run.freeze.name: plan.heading(run)["search"] for run in planned}
     return [
         {**c, "seeds": names.count((c["freeze"], c["variant"])), "search": searches[c["freeze"]]}
-        for c in found["configurations"]
+        for c in _look(planned, places, estimate=True)
     ]
+
+
+def layers(name: str, options: Options, places: Places) -> list[Event]:
+    """Every layer of each configuration of a study, stage by stage; trains and keeps nothing."""
+    each: dict[str, Run] = {}  # variants and seeds have the same layers
+    for run in plan_runs(studies.load(name), options, places):
+        each.setdefault(run.freeze.name, run)
+    found = _look(list(each.values()), places, layers=True)
+    return [c for c in found if not options.only or c["freeze"] in options.only]
+
+
+def _look(planned: list[Run], places: Places, **asked: bool) -> list[Event]:
+    """What the preflight finds of each configuration, its log in a folder that goes at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return preflight(planned, dataclasses.replace(places, results=Path(folder)), **asked)["configurations"]
+        except children.Died as error:
+            raise children.Died(str(error).partition(" (see ")[0]) from error
 
 
 def plan_runs(study: Study, options: Options, places: Places, known: Collection[str] = ()) -> list[Run]:
@@ -175,11 +188,12 @@ def plan_runs(study: Study, options: Options, places: Places, known: Collection[
                 return planned
 
 
-def preflight(planned: list[Run], places: Places, *, estimate: bool = False) -> Event:
+def preflight(planned: list[Run], places: Places, *, estimate: bool = False, layers: bool = False) -> Event:
     """Check every name and rule on models with random weights; returns what was found, raises UserError."""
     found: Event = {}
     distinct = {run.configuration: run for run in planned}
-    job = {"action": "preflight", "runs": [plan.plain(run) for run in distinct.values()], "estimate": estimate}
+    runs = [plan.plain(run) for run in distinct.values()]
+    job = {"action": "preflight", "runs": runs, "estimate": estimate, "layers": layers}
     with Progress(len(distinct), "configurations") as progress:
 
         def on_event(event: Event) -> None:

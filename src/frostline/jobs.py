@@ -1,6 +1,7 @@
 """What the children do: each job is one fresh interpreter, started by the harness with `python -m frostline.jobs`."""
 
 import contextlib
+import csv
 import functools
 import math
 import os
@@ -40,7 +41,7 @@ from frostline import (
 )
 from frostline.errors import UserError
 from frostline.plan import Run
-from frostline.studies import Data
+from frostline.studies import Data, Stage
 
 Emit = Callable[..., None]
 PARITY_IMAGES = 32
@@ -221,7 +222,8 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
     alone += trained.spared_seconds
 
     peaks = {"peak_memory_bytes": machine.peak_memory_bytes(), "device_peak_memory_bytes": device.peak_memory_bytes()}
-    _keep(records.run_folder(results, run.id), network, dataset, answers["validation"][0], answers["test"][0])
+    folder = records.run_folder(results, run.id)
+    _keep(folder, network, dataset, answers["validation"][0], answers["test"][0], trained.history)
     epoch_seconds = trained.epoch_seconds
     return {
         **plan.heading(run),
@@ -430,9 +432,16 @@ def start_weights(network: models.Network, run: Run, results: Path) -> list[str]
     return sorted(fresh)
 
 
-def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, validation: Any, test: Any) -> None:
-    """Write the run's weights and probabilities, each whole or not at all."""
-    weights, predictions = folder / "partial.weights.h5", folder / "partial.npz"
+def _keep(
+    folder: Path,
+    network: models.Network,
+    dataset: datasets.Dataset,
+    validation: Any,
+    test: Any,
+    history: list[dict[str, Any]],
+) -> None:
+    """Write the run's weights, probabilities and history, each whole or not at all."""
+    weights, predictions, epochs = folder / "partial.weights.h5", folder / "partial.npz", folder / "partial.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         network.model.optimizer = None  # whose variables would be saved too
@@ -446,14 +455,24 @@ def _keep(folder: Path, network: models.Network, dataset: datasets.Dataset, vali
             test_labels=dataset.test.labels,
             test_keys=np.array(dataset.test.keys),
         )
+        _write_history(epochs, history)
         os.replace(predictions, folder / "predictions.npz")
+        os.replace(epochs, folder / "history.csv")
         os.replace(weights, folder / "weights.weights.h5")
     except (OSError, RuntimeError) as error:  # h5py has both for a disk that is full
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise UserError(f"cannot write to {folder}: {reason}; free some space") from error
     finally:
-        for partial in (weights, predictions):
+        for partial in (weights, predictions, epochs):
             partial.unlink(missing_ok=True)
+
+
+def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """One line per epoch of every stage; what was not measured is empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records.finite(history))
 
 
 def _reason(error: Exception) -> str:
@@ -485,7 +504,10 @@ def _summary(record: dict[str, Any]) -> str:
 
 
 def preflight(job: dict[str, Any], emit: Emit) -> None:
-    """Load the data, build every configuration, resolve every rule; with `estimate` time a few float32 steps too."""
+    """Load the data, build every configuration, resolve every rule.
+
+    With `estimate` a few float32 steps are timed too, with `layers` every layer is told.
+    """
     device.configure("float32")
     found = []
     known: dict[tuple[str, ...], float] = {}
@@ -496,32 +518,22 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         device.seed_everything(run.seed)
         network = build(run, dataset)
         check_weights(run, network)
-        masks, cuts = [], []
         for name in sorted(search.optimizers(run.freeze)):
             training.optimizer(name, 1e-3)
-        for stage in run.freeze.stages:
-            if stage.frontier != "exact" and run.engine == "plain":
-                raise UserError(
-                    f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"'
-                )
-            masks.append(freezing.apply(network.model, network.groups, stage))
-            cuts.append(frontier.split(network.model, mode=stage.frontier))
+        masks, stages = zip(*(_look(network, run, stage, job["layers"]) for stage in run.freeze.stages), strict=True)
         images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
         images["pass"] = sum(map(len, _splits(dataset).values()))
         found.append(
             {
                 "freeze": run.freeze.name,
                 "variant": run.variant,
-                "stages": [
-                    {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
-                    for mask, cut in zip(masks, cuts, strict=True)
-                ],
+                "stages": list(stages),
                 "classes": len(dataset.class_names),
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
                 "estimate": _estimate(network, run, images, "off", known) if job["estimate"] else None,
-                "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, masks, run),
+                "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
     units = {entry["freeze"]: entry["units"] for entry in found}
@@ -532,6 +544,22 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 f"and this task needs {units[run.freeze.name]}; choose a head of its own"
             )
     emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found)
+
+
+def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
+    """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
+    training.optimizer(stage.optimizer, stage.learning_rate)
+    if stage.frontier != "exact" and run.engine == "plain":
+        raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
+    mask = freezing.apply(network.model, network.groups, stage)
+    cut = frontier.split(network.model, mode=stage.frontier)
+    told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
+    if listed:
+        below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
+        layers = freezing.layers(network.model, network.groups)
+        told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
+        told["frontier_mode"] = cut.mode
+    return mask, told
 
 
 def check_weights(run: Run, network: models.Network) -> None:

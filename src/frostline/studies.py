@@ -19,6 +19,8 @@ XLA = ("auto", "on", "off")
 ENGINES = ("auto", "cached", "plain")
 FRONTIERS = ("exact", "inference_prefix")
 RUN_KEYS = ("precision", "xla", "engine")
+REPORTED = ("trainable_params", "total_params", "top1", "train_top1", "validation_top1", "loss", "minutes")
+HISTORY = ("loss", "top1", "validation_loss", "validation_top1")
 HEAD_LAYERS = ("dense", "conv", "dropout", "batch_norm")
 SAMPLERS = ("random", "tpe")
 Value = int | float | str
@@ -440,9 +442,22 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
 
 def _reported(value: Any, where: str) -> dict[str, Any]:
     _is_table(value, f"{where}: reported")
-    known = ("trainable_params", "total_params", "top1", "train_top1", "validation_top1", "loss", "minutes")
-    _only(value, known, f"{where}: reported")
-    return {key: _number(number, f"{where}: reported.{key}") for key, number in value.items()}
+    where = f"{where}: reported"
+    _only(value, [*REPORTED, "history"], where)
+    numbers = {key: _number(number, f"{where}.{key}") for key, number in value.items() if key != "history"}
+    return numbers | ({"history": _history(value["history"], f"{where}.history")} if "history" in value else {})
+
+
+def _history(value: Any, where: str) -> dict[str, list[float]]:
+    """What a document reports of its epochs, from the first on."""
+    _is_table(value, where)
+    _only(value, HISTORY, where)
+    curves = {key: _list(numbers, f"{where}.{key}") for key, numbers in value.items()}
+    if not all(curves.values()) or not curves:
+        raise UserError(
+            f"{where} = {value!r}; give a number for each epoch, such as {{ validation_top1 = [0.4, 0.5] }}"
+        )
+    return {key: [_number(n, f"{where}.{key}[{i}]") for i, n in enumerate(c)] for key, c in curves.items()}
 
 
 # -- values ----------------------------------------------------------------------------------------

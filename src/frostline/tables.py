@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -225,6 +226,74 @@ def _to_come(found: list[Row]) -> list[str]:
         trials = f"{more} more trials, each drawn from the results before it, then " if more else ""
         lines.append(f"{name}: {trials}{name}_best, the best trial with all seeds: not in this list nor its sum.")
     return lines
+
+
+def layers(found: list[Row], *, each: bool = False) -> str:
+    """The layers of some configurations, stage by stage; runs of equal ones in one line unless `each` is asked for."""
+    parts = []
+    for entry in found:
+        for number, stage in enumerate(entry["stages"], 1):
+            of = f", stage {number} of {len(entry['stages'])}" if len(entry["stages"]) > 1 else ""
+            parts += [f"{entry['freeze']}{of}", _layer_table(stage, each), _layer_summary(stage)]
+    note = "What stands before a frontier says the same about an image in every epoch of its stage."
+    return "\n\n".join([*parts, note if each else f"{note} --all shows every layer in a line of its own."])
+
+
+def _layer_table(stage: Row, each: bool) -> str:
+    """A line for each run of layers, those below the frontier first, and one that marks it."""
+    lines: list[list[str]] = []
+    below = 0
+    for side in (True, False):
+        runs = _folded([layer for layer in stage["layers"] if layer["below_frontier"] is side], each)
+        lines += [_layer_line(run) for run in runs]
+        below = below or len(lines)
+    headers = ["#", "group", "layers", "parameters", "state", "BatchNorm", "class"]
+    text = _tabulate(lines, headers, "plain", right=(3,)).split("\n")
+    mode = "" if stage["frontier_mode"] == "exact" else f" ({stage['frontier_mode']})"
+    where = f"frontier{mode}: {_frontier(stage)}" if stage["frontier"] else "no frontier: every step runs all layers"
+    text.insert(1 + below * bool(stage["frontier"]), f"---- {where} ".ljust(max(map(len, text)), "-"))
+    return "\n".join(text)
+
+
+def _folded(listed: list[Row], each: bool) -> list[list[Row]]:
+    """Neighbours of one group and state together; a layer without weights is of its neighbours' state."""
+    runs: list[list[Row]] = []
+    for layer in listed:
+        if each or not runs or not _alike(runs[-1], layer):
+            runs.append([])
+        runs[-1].append(layer)
+    return runs
+
+
+def _alike(run: list[Row], layer: Row) -> bool:
+    same = all(_of(run, key) in (None, layer[key]) or layer[key] is None for key in ("trains", "batch_norm"))
+    return same and run[0]["group"] == layer["group"]
+
+
+def _of(run: list[Row], key: str) -> Any:
+    """What the layers of a run have in common; None where it does not concern them."""
+    return next((layer[key] for layer in run if layer[key] is not None), None)
+
+
+def _layer_line(run: list[Row]) -> list[str]:
+    names, numbers = [layer["name"] for layer in run], sorted(layer["number"] for layer in run)
+    kinds = Counter(layer["kind"] for layer in run)
+    return [
+        str(numbers[0]) if len(run) == 1 else f"{numbers[0]}-{numbers[-1]}",
+        run[0]["group"] or "",
+        ", ".join(names) if len(names) < 3 else f"{names[0]} ... {names[-1]} ({len(names)})",
+        f"{sum(layer['params'] for layer in run):,}",
+        {None: "", True: "trainable", False: "frozen"}[_of(run, "trains")],
+        _of(run, "batch_norm") or "",
+        ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items()),
+    ]
+
+
+def _layer_summary(stage: Row) -> str:
+    return (
+        f"{stage['trainable_params']:,} of {stage['total_params']:,} parameters train; trainable weight tensors "
+        f"{stage['tensors']} → {stage['trainable_tensors']}; BatchNorm: {stage['batch_norm']}."
+    )
 
 
 def _predicted(entry: Row) -> float:
@@ -581,9 +650,11 @@ def _csv(flat: list[Row]) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def _tabulate(table: list[list[str]], headers: list[str], form: str) -> str:
+def _tabulate(table: list[list[str]], headers: list[str], form: str, right: Collection[int] | None = None) -> str:
+    """A table; the columns `right` (None: all but the first) are aligned to the right."""
     from tabulate import tabulate
 
-    align = ["left", *["right"] * (len(headers) - 1)]
+    right = range(1, len(headers)) if right is None else right
+    align = ["right" if i in right else "left" for i in range(len(headers))]
     kind = {"latex": "latex_booktabs"}.get(form, form)
     return tabulate(table, headers=headers, tablefmt=kind, colalign=align, disable_numparse=True)
