@@ -10,6 +10,7 @@ from frostline.studies import Backbone, Stage
 # One network of each kind, the least side of its images, and its parameters. The larger ones of a kind take minutes.
 SMALLEST = [
     ("small_cnn", 32, 19_392),
+    ("residual_cnn", 32, 1_698_304),
     ("vgg16", 32, 14_714_688),
     ("inception_v3", 75, 21_802_784),
     ("xception", 71, 20_861_480),

@@ -50,6 +50,22 @@ def test_each_seed_has_its_own_pretraining_first(tiny_study):
     assert [r.inherit_head for r in planned[:5]] == [False, False, False, True, False]
 
 
+def test_a_cut_is_of_the_transfer_alone_and_keeps_no_head(tiny_study):
+    text = with_pretrain(tiny_study).replace("[backbone]", '[backbone]\ncut = "relu_1"', 1)
+    with pytest.raises(UserError, match=r"kept: head = \"inherit\" keeps a head that stands on the whole small_cnn"):
+        runs(text)
+    planned = runs(text.replace('head = "inherit"', 'head = "linear"'))
+    assert {r.freeze.name: r.backbone.cut for r in planned} == {
+        "pretrain": None, "output": "relu_1", "all": "relu_1", "kept": "relu_1", "scratch": "relu_1",
+    }  # fmt: skip
+
+
+def test_cut_and_penalty_are_part_of_an_identity(tiny_study):
+    keys = ("", 'cut = "relu_1"', 'cut = "relu_2"', "l2 = 0.1", "l2 = 0.0")
+    found = [runs(tiny_study.replace("[backbone]", f"[backbone]\n{key}", 1))[0].configuration for key in keys]
+    assert len(set(found)) == 4 and found[0] == found[-1]
+
+
 @pytest.mark.parametrize("weights", ["none", "some.h5"])
 def test_weights_from_the_flag_replace_the_pretraining(tiny_study, weights):
     planned = runs(with_pretrain(tiny_study), Options(weights=weights))

@@ -43,6 +43,20 @@ def small_cnn(x):
     return Dropout(0.2, name="dropout")(x)
 
 
+def residual_cnn(x):
+    """A 3×3 convolution of 128 filters, then residual blocks of 256, 128 and 128, each with max-pooling."""
+    import keras
+
+    from frostline.layers import residual_block
+
+    x = keras.layers.Conv2D(128, 3, padding="same", name="conv_1")(x)
+    x = keras.layers.BatchNormalization(name="conv_1_norm")(x)
+    x = keras.layers.ReLU(name="relu_1")(x)
+    for number, filters in enumerate((256, 128, 128), 1):
+        x = residual_block(x, filters, f"block_{number}")
+    return x
+
+
 def _keras(function: str, x: Any) -> Any:
     """Features of a network of keras.applications with random weights."""
     return _network(function, x).output
@@ -83,6 +97,12 @@ BACKBONES: dict[str, Backbone] = {
         scaling="none",
         head="dense_128_64",
         stages=False,
+    ),
+    "residual_cnn": Backbone(
+        "a convolution and three residual blocks (the CIFAR-10 to CIFAR-100 study)",
+        residual_cnn,
+        scaling="unit",
+        head="dense_256_128",
     ),
     "vgg16": _application("VGG16", "caffe"),
     "vgg19": _application("VGG19", "caffe"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline import backbones, freezing, heads
-from frostline.errors import UserError
+from frostline.errors import UserError, lookup
 from frostline.studies import Backbone, Head
 
 # Pixel scaling as (factor, offset) of a Rescaling layer. "none" is a layer too: a convolution refuses uint8.
@@ -24,7 +24,10 @@ BLUE_FIRST = {"caffe"}
 
 @dataclass(frozen=True)
 class Network:
-    """A Keras model from uint8 `images` [N, H, W, 3] to float32 logits, its backbone, and each layer's freeze group."""
+    """A Keras model from uint8 `images` [N, H, W, 3] to float32 logits, its backbone, and each layer's freeze group.
+
+    The backbone is whole, as its weights are, also where the model has only the part of it below a cut.
+    """
 
     model: Any
     backbone: Any
@@ -44,12 +47,40 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
         body = _with_our_batch_norm(keras.Model(images, entry.build(scaled)))
     except ValueError as error:
         raise UserError(f"{backbone.name} does not work on {size}×{size} images: {error}") from error
-    names = {layer.name for layer in body.layers}
-    model = keras.Model(body.input, heads.build(body.output, resolved, classes, names), name="frostline")
-    inner = [layer for layer in body.layers if layer.name not in ("images", "scaling")]
+    kept = _cut(body, backbone) if backbone.cut else body
+    _penalize(kept, backbone.l2)
+    names = {layer.name for layer in kept.layers}
+    model = keras.Model(kept.input, heads.build(kept.output, resolved, classes, names), name="frostline")
+    inner = _inner(kept)
     groups = backbones.groups(backbone.name, inner)
     groups.update({layer.name: "head" for layer in model.layers if layer.name not in names})
     return Network(model, body, groups, resolved)
+
+
+def _inner(body: Any) -> list[Any]:
+    """The layers of a backbone that are its own."""
+    return [layer for layer in body.layers if layer.name not in ("images", "scaling")]
+
+
+def _cut(body: Any, backbone: Backbone) -> Any:
+    """The part of a backbone up to a layer; raises UserError where there is no such layer, or it cannot be an end."""
+    import keras
+
+    layers = {layer.name: layer for layer in _inner(body)}
+    end = lookup(layers, backbone.cut or "", f"cut of {backbone.name}")
+    kept = keras.Model(body.input, end.output)
+    if not kept.weights:
+        raise UserError(f"cut = {end.name!r} leaves no layer with weights of {backbone.name}; name one further up")
+    return kept
+
+
+def _penalize(body: Any, l2: float) -> None:
+    """Add an L2 penalty on every kernel to the loss; Keras leaves out those that are frozen."""
+    import keras
+
+    for weight in body.trainable_weights if l2 else []:
+        if weight.name.endswith("kernel"):
+            weight.regularizer = keras.regularizers.L2(l2)
 
 
 def scale(images: Any, scaling: str) -> Any:

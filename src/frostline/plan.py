@@ -185,12 +185,21 @@ def _run(
     source: Run | None = None,
 ) -> Run:
     inherit = freeze.head == "inherit"
+    backbone = study.backbone
+    if freeze.name == PRETRAIN:
+        backbone = dataclasses.replace(backbone, cut=None)
+    elif backbone.cut and inherit:
+        raise UserError(
+            f'{freeze.name}: head = "inherit" keeps a head that stands on the whole {backbone.name}, and cut = '
+            f"{backbone.cut!r} drops a part of it; choose a head of its own"
+        )
     head = _inherited(study) if inherit else freeze.head
     freeze = dataclasses.replace(freeze, head=head)
     weights = freeze.weights or "none"
     asked = {
         "study": study.name,
-        "backbone": study.backbone.name,
+        "backbone": backbone.name,
+        **{key: value for key, value in plain(backbone).items() if key in ("cut", "l2") and value},
         "data": plain(data),
         "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds", "weights")},
         "inherit_head": inherit,
@@ -209,7 +218,7 @@ def _run(
         configuration=configuration,
         study=study.name,
         title=study.title,
-        backbone=study.backbone,
+        backbone=backbone,
         data=data,
         freeze=freeze,
         inherit_head=inherit and weights != "none",
