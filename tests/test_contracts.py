@@ -19,6 +19,7 @@ SMALLEST = [
     ("mobilenet_v2", 32, 2_257_984),
     ("mobilenet_v3_small", 32, 939_120),
     ("efficientnet_b0", 32, 4_049_571),
+    ("efficientnet_lite0", 32, 3_413_024),
     ("efficientnet_v2_b0", 32, 5_919_312),
     ("convnext_tiny", 32, 27_820_128),
 ]

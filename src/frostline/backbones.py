@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from frostline import lite0
 from frostline.errors import UserError, lookup
 
 
@@ -18,7 +19,8 @@ class Backbone:
 
     `build` maps a float tensor [N, H, W, 3] to the features [N, h, w, c]; `scaling` is what its weights expect of
     pixels; `head` names the entry of HEADS used where a study asks for none; `stages` tells whether a change of
-    resolution starts a new freeze group; `published` is the function of keras.applications that has ImageNet weights.
+    resolution starts a new freeze group; `published` is the function of keras.applications that has ImageNet weights,
+    `weights` reads them where they are not Keras's.
     """
 
     summary: str
@@ -27,6 +29,7 @@ class Backbone:
     head: str
     stages: bool = True
     published: str | None = None
+    weights: Callable[[], list[Any]] | None = None
 
 
 def small_cnn(x):
@@ -132,6 +135,13 @@ BACKBONES: dict[str, Backbone] = {
     "efficientnet_b5": _application("EfficientNetB5", "none", _efficientnet),
     "efficientnet_b6": _application("EfficientNetB6", "none", _efficientnet),
     "efficientnet_b7": _application("EfficientNetB7", "none", _efficientnet),
+    "efficientnet_lite0": Backbone(
+        "EfficientNet-Lite0; its ImageNet weights are an extra of frostline",
+        lite0.build,
+        scaling="lite",
+        head="linear",
+        weights=lite0.weights,
+    ),
     "efficientnet_v2_b0": _application("EfficientNetV2B0", "none"),
     "efficientnet_v2_b1": _application("EfficientNetV2B1", "none"),
     "efficientnet_v2_b2": _application("EfficientNetV2B2", "none"),
@@ -165,11 +175,14 @@ def _check_published(name: str, size: int) -> None:
 
 
 def published(name: str, size: int) -> list[Any]:
-    """Weights that Keras publishes for images of `size` pixels, in the order of the network's own.
+    """Published weights for images of `size` pixels, in the order of the network's own.
 
-    Keras's loader takes the file from its cache or fetches it, and checks it. Raises UserError where it cannot.
+    Keras's loader takes its file from its cache or fetches it, and checks it. Raises UserError where it cannot.
     """
-    function = get(name).published
+    entry = get(name)
+    if entry.weights:
+        return entry.weights()
+    function = entry.published
     if not function:
         raise UserError(f'{name} has no ImageNet weights; give a weights file, or weights = "none" for random weights')
     import keras

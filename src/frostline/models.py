@@ -17,6 +17,7 @@ SCALINGS: dict[str, tuple[Any, Any]] = {
     "unit": (1 / 255, 0.0),
     "symmetric": (1 / 127.5, -1.0),
     "caffe": (1.0, [-103.939, -116.779, -123.68]),  # of blue, green, red: ImageNet's means
+    "lite": (1 / 128, -127 / 128),
     "torch": ([1 / 58.395, 1 / 57.12, 1 / 57.375], [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]),
 }
 BLUE_FIRST = {"caffe"}
@@ -154,8 +155,12 @@ def load_weights(network: Network, path: Path, *, head: bool, skip: set[str]) ->
 
 def load_published(network: Network, name: str, *, skip: set[str]) -> None:
     """Give the backbone called `name` its ImageNet weights, but not the layers that `skip` names; raises UserError."""
-    with _keeping(network, skip):
-        _set_weights(network.backbone, backbones.published(name, network.model.input_shape[1]))
+    values = backbones.published(name, network.model.input_shape[1])
+    try:
+        with _keeping(network, skip):
+            _set_weights(network.backbone, values)
+    except ValueError as error:
+        raise UserError(f"the published weights are not those of {name}: {error}") from error
 
 
 @contextlib.contextmanager
