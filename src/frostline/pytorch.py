@@ -87,9 +87,15 @@ def _view(
     import numpy as np
 
     numbers = storages[storage[2]]
-    good = all(type(x) is int and x >= 0 for x in (offset, *shape, *strides)) and len(shape) == len(strides)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if good else math.inf
-    if (0 not in shape and last >= len(numbers)) or math.prod(shape) > len(numbers):
+    if not _fits(len(numbers), offset, shape, strides):
         raise ValueError("a tensor reaches out of its storage")
     start = numbers[min(offset, len(numbers)) :]
     return np.lib.stride_tricks.as_strided(start, shape, [step * numbers.itemsize for step in strides], writeable=False)
+
+
+def _fits(count: int, offset: Any, shape: Any, strides: Any) -> bool:
+    """Whether a tensor lies within so many numbers, and is no larger than they are."""
+    if not all(type(x) is int and x >= 0 for x in (offset, *shape, *strides)) or len(shape) != len(strides):
+        return False
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    return 0 in shape or (last < count and math.prod(shape) <= count)
