@@ -66,6 +66,21 @@ def test_cut_and_penalty_are_part_of_an_identity(tiny_study):
     assert len(set(found)) == 4 and found[0] == found[-1]
 
 
+def test_a_backbone_that_is_a_file_brings_its_weights_and_is_known_by_its_content(tiny_study):
+    text = tiny_study.replace('"small_cnn"\nweights = "none"', '"file:my.keras"', 1)
+    study = plan.resolve(studies.parse(text, "tiny"), Options())
+    found = []
+    for name, content in (("my", "one"), ("my", "two"), ("renamed", "one")):
+        backbone = dataclasses.replace(study.backbone, name=f"file:{name}.keras")
+        asked = []
+        again = dataclasses.replace(study, backbone=backbone)
+        planned = plan.runs(again, Options(), lambda data: "data", lambda path, c=content, a=asked: a.append(path) or c)
+        assert {run.freeze.weights for run in planned} == {"file"} and set(asked) == {f"{name}.keras"}
+        found.append(planned[0].configuration)
+    assert found[0] == found[2] != found[1]
+    assert {run.freeze.weights for run in runs(text.replace("[backbone]", '[backbone]\nweights = "none"'))} == {"none"}
+
+
 @pytest.mark.parametrize("weights", ["none", "some.h5"])
 def test_weights_from_the_flag_replace_the_pretraining(tiny_study, weights):
     planned = runs(with_pretrain(tiny_study), Options(weights=weights))

@@ -9,8 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from frostline import lite0
+from frostline import lite0, own
 from frostline.errors import UserError, lookup
+from frostline.studies import FILE
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Backbone:
     `build` maps a float tensor [N, H, W, 3] to the features [N, h, w, c]; `scaling` is what its weights expect of
     pixels; `head` names the entry of HEADS used where a study asks for none; `stages` tells whether a change of
     resolution starts a new freeze group; `published` is the function of keras.applications that has ImageNet weights,
-    `weights` reads them where they are not Keras's.
+    `weights` reads them where they are not Keras's; `features` finds them in a network that ends in a classifier.
     """
 
     summary: str
@@ -30,6 +31,7 @@ class Backbone:
     stages: bool = True
     published: str | None = None
     weights: Callable[[], list[Any]] | None = None
+    features: Callable[[Any], Any] | None = None
 
 
 def small_cnn(x):
@@ -158,13 +160,18 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def get(name: str) -> Backbone:
-    """The entry called `name`; raises UserError that lists what exists."""
+    """The entry called `name`, or that of a Keras file; raises UserError that lists what exists."""
+    if name.startswith(FILE):
+        build = partial(own.build, name.removeprefix(FILE))
+        return Backbone("a network of one's own", build, scaling="none", head="linear", features=own.features)
     return lookup(BACKBONES, name, "backbone")
 
 
 def check_weights(name: str, weights: str | None, size: int = 224) -> None:
     """Refuse published weights that there are not, or that Keras cannot get; raises UserError."""
     get(name)
+    if weights == "file" and not name.startswith(FILE):
+        raise UserError(f'weights = "file" are those of a backbone "{FILE}NAME.keras", and this one is {name}')
     if weights == "imagenet":
         _check_published(name, size)
 
@@ -216,10 +223,16 @@ def groups(name: str, layers: list[Any]) -> dict[str, str]:
         return {layer.name: "last_1" for layer in layers}
     kernels = [layer for layer in layers if layer.trainable_weights]
     found: dict[str, str] = {}
-    stage, side = 1, kernels[-1].output.shape[1]
+    stage, side = 1, _side(kernels[-1])
     for layer in reversed(kernels):
-        stage += layer.output.shape[1] >= 1.5 * side
-        side = max(side, layer.output.shape[1])
+        stage += _side(layer) >= 1.5 * side
+        side = max(side, _side(layer))
         found[layer.name] = f"last_{stage}"
     group = found[kernels[0].name]
     return {layer.name: (group := found.get(layer.name, group)) for layer in layers}
+
+
+def _side(layer: Any) -> int:
+    """Height of what a layer gives; 1 where that is no image."""
+    shape: tuple[int, ...] = getattr(layer.output, "shape", ())
+    return shape[1] if len(shape) == 4 else 1

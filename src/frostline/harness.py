@@ -99,11 +99,11 @@ def dry_run(name: str, options: Options, places: Places) -> list[Event]:
 def plan_runs(study: Study, options: Options, places: Places) -> list[Run]:
     """The runs of a study with their identities; reads the data's files, loads no TensorFlow."""
 
-    def digest(weights: str) -> str:
+    def digest(path: str) -> str:
         try:
-            return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+            return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
         except OSError as error:
-            raise UserError(f"cannot read the weights file {weights}: {error.strerror}") from error
+            raise UserError(f"cannot read the network or weights file {path}: {error.strerror}") from error
 
     with Progress(1, "downloads") as progress:
 

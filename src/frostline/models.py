@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frostline import backbones, freezing, heads
+from frostline import backbones, freezing, heads, own
 from frostline.errors import UserError, lookup
-from frostline.studies import Backbone, Head
+from frostline.studies import FILE, Backbone, Head
 
 # Pixel scaling as (factor, offset) of a Rescaling layer. "none" is a layer too: a convolution refuses uint8.
 SCALINGS: dict[str, tuple[Any, Any]] = {
@@ -48,7 +48,10 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
         body = _with_our_batch_norm(keras.Model(images, entry.build(scaled)))
     except ValueError as error:
         raise UserError(f"{backbone.name} does not work on {size}×{size} images: {error}") from error
+    body = _without_classifier(body, entry, backbone.cut) if entry.features else body
     kept = _cut(body, backbone) if backbone.cut else body
+    if len(kept.output.shape) not in (2, 4):
+        raise UserError(f"{backbone.name} ends in {kept.output.shape}, and a head needs [N, h, w, c] or [N, c]; cut it")
     _penalize(kept, backbone.l2)
     names = {layer.name for layer in kept.layers}
     model = keras.Model(kept.input, heads.build(kept.output, resolved, classes, names), name="frostline")
@@ -61,6 +64,15 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
 def _inner(body: Any) -> list[Any]:
     """The layers of a backbone that are its own."""
     return [layer for layer in body.layers if layer.name not in ("images", "scaling")]
+
+
+def _without_classifier(body: Any, entry: backbones.Backbone, cut: str | None) -> Any:
+    """A network up to its features, whole where it is to be cut above them."""
+    import keras
+
+    assert entry.features
+    below = keras.Model(body.input, entry.features(body))
+    return body if cut and cut not in {layer.name for layer in below.layers} else below
 
 
 def _cut(body: Any, backbone: Backbone) -> Any:
@@ -161,6 +173,13 @@ def load_published(network: Network, name: str, *, skip: set[str]) -> None:
             _set_weights(network.backbone, values)
     except ValueError as error:
         raise UserError(f"the published weights are not those of {name}: {error}") from error
+
+
+def load_own(network: Network, name: str, *, skip: set[str]) -> None:
+    """Give a backbone that is a file the weights in it, but not the layers that `skip` names; raises UserError."""
+    values = own.weights(name.removeprefix(FILE))
+    with _keeping(network, skip):
+        _set_weights(network.backbone, [x for layer in network.backbone.layers for x in values.get(layer.name, [])])
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.errors import UserError, nearest
-from frostline.studies import ENGINES, PRECISIONS, XLA, Backbone, Data, Freeze, Head, Study, Task
+from frostline.studies import ENGINES, FILE, PRECISIONS, XLA, Backbone, Data, Freeze, Head, Study, Task
 
 PRETRAIN = "pretrain"
+OWN = "file"  # the weights that a backbone brings along which is a file
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Options:
 class Run:
     """One freeze configuration with one seed, one precision and one XLA setting, as asked.
 
-    `freeze.weights` is `none`, `imagenet`, a file, or `pretrain`: then `pretrain_run` made them. `inherit_head`: the
-    head's weights come from there too. `configuration` is the identity without the seed: only runs that share it
-    are averaged.
+    `freeze.weights` is `none`, `imagenet`, `file` (the backbone's own), a path, or `pretrain`: then `pretrain_run` made
+    them. `inherit_head`: the head's weights come from there too. `configuration` is the identity without the seed: only
+    runs that share it are averaged.
     """
 
     id: str
@@ -110,6 +111,8 @@ def _source(freeze: Freeze, study: Study, options: Options) -> Freeze:
         weights = PRETRAIN
     elif study.backbone.weights:
         weights = study.backbone.weights
+    elif study.backbone.name.startswith(FILE):
+        weights = OWN
     else:
         raise UserError(
             f"{study.name}: nothing says where the weights of {freeze.name!r} come from; add a [pretrain], or "
@@ -133,7 +136,7 @@ def _apply(freeze: Freeze, options: Options) -> Freeze:
 def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], digest: Callable[[str], str]) -> list[Run]:
     """All runs of a resolved study, in the order they are executed: for each seed the pre-training, then the rest.
 
-    `fingerprint` hashes the data a run uses, `digest` the weights file it starts from.
+    `fingerprint` hashes the data a run uses, `digest` the weights file it starts from and the file its backbone is.
     """
     prints = {data: fingerprint(data) for data in _datas(study)}
     planned = []
@@ -198,12 +201,12 @@ def _run(
     weights = freeze.weights or "none"
     asked = {
         "study": study.name,
-        "backbone": backbone.name,
+        "backbone": _content(backbone.name, digest),
         **{key: value for key, value in plain(backbone).items() if key in ("cut", "l2") and value},
         "data": plain(data),
         "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds", "weights")},
         "inherit_head": inherit,
-        "weights": weights if weights in ("none", "imagenet", PRETRAIN) else digest(weights),
+        "weights": weights if weights in ("none", "imagenet", OWN, PRETRAIN) else digest(weights),
         "pretrain": source and source.configuration,
         "limit": options.limit,
         "epochs": options.epochs,
@@ -229,6 +232,11 @@ def _run(
         fingerprint=prints[whole(data)],
         pretrain_run=source.id if source else None,
     )
+
+
+def _content(name: str, digest: Callable[[str], str]) -> str:
+    """The name of a backbone, or what stands for one that is a file, whatever it is called."""
+    return FILE + digest(name.removeprefix(FILE)) if name.startswith(FILE) else name
 
 
 def _inherited(study: Study) -> Head | str | None:

@@ -19,6 +19,7 @@ XLA = ("auto", "on", "off")
 ENGINES = ("auto", "cached", "plain")
 FRONTIERS = ("exact", "inference_prefix")
 RUN_KEYS = ("precision", "xla", "engine")
+FILE = "file:"  # what the name of a backbone begins with that is a Keras file
 HEAD_LAYERS = ("dense", "conv", "block", "dropout", "batch_norm")
 
 
@@ -39,7 +40,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The network without its classifier; `weights` is None where a pre-training supplies them.
+    """The network without its classifier; `weights` is None where a pre-training, or the file it is, supplies them.
 
     What lies above the layer `cut` is dropped, but in the pre-training; `l2` is the penalty on the kernels that train.
     """
