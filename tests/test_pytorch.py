@@ -136,8 +136,8 @@ def test_a_file_cannot_run_anything(file, tmp_path):
 
 
 def test_a_file_cut_short_anywhere_is_refused(file):
-    whole = write(file, {"a": Tensor(SIX), "b": Tensor(SIX)}).read_bytes()
-    for length in range(0, len(whole), 5):
+    whole = write(file, {"a": Tensor(SIX), "b": Tensor(SIX, 0, (2,), (1,))}).read_bytes()
+    for length in [*range(0, len(whole), 5), len(whole) - 4]:
         file.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"weights\.pth is not a PyTorch file"):
             pytorch.read(file)

@@ -50,8 +50,8 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
         raise UserError(f"{backbone.name} does not work on {size}×{size} images: {error}") from error
     body = _without_classifier(body, entry, backbone.cut) if entry.features else body
     kept = _cut(body, backbone) if backbone.cut else body
-    if len(kept.output.shape) not in (2, 4):
-        raise UserError(f"{backbone.name} ends in {kept.output.shape}, and a head needs [N, h, w, c] or [N, c]; cut it")
+    if len(shape := getattr(kept.output, "shape", ())) not in (2, 4):
+        raise UserError(f"{backbone.name} ends in {shape}, and a head needs [N, h, w, c] or [N, c]; cut it")
     _penalize(kept, backbone.l2)
     names = {layer.name for layer in kept.layers}
     model = keras.Model(kept.input, heads.build(kept.output, resolved, classes, names), name="frostline")
