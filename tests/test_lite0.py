@@ -49,6 +49,12 @@ def test_the_network_to_the_digit():
     ]  # fmt: skip
 
 
+def test_a_cut_needs_weights_below():
+    backbone = Backbone("efficientnet_lite0", cut="stem_pad")
+    with pytest.raises(UserError, match="efficientnet_lite0 ends before its first layer with weights; cut it further"):
+        models.build(backbone, "linear", "backbone", 32, 2)
+
+
 def test_pixels_are_scaled_as_the_weights_expect():
     scaled = models.scale(np.array([[[[0, 127, 255]]]], np.uint8), "lite")
     assert np.allclose(scaled, [[[[-127 / 128, 0, 1]]]], atol=1e-6)

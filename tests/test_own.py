@@ -46,6 +46,7 @@ def build(name, head="linear", size=16, weights=True, **settings):
 
 def test_the_backbone_answers_as_the_network_does_below_its_classifier(save):
     network = conv_net()
+    network.trainable = False  # as a network often was saved, and what a study says is another thing
     net = build(save(network))
     expected = keras.Model(network.input, network.get_layer("dense_1").output)(PIXELS.astype(np.float32))
     assert np.allclose(net.backbone(PIXELS), expected, rtol=1e-5, atol=1e-5)
@@ -53,7 +54,7 @@ def test_the_backbone_answers_as_the_network_does_below_its_classifier(save):
         "file_scaling": "last_2", "conv_1": "last_2", "conv_2": "last_2", "bn": "last_2", "file_pooling": "last_2",
         "dense_1": "last_1", "output": "head",
     }  # fmt: skip
-    assert net.model.get_layer("bn").inference_only is False
+    assert net.model.get_layer("bn").inference_only is False and len(net.model.trainable_weights) == 10
 
 
 def test_its_weights_are_fresh_until_they_are_asked_for(save):
@@ -157,6 +158,10 @@ def two_answers():
         ),
         (two_answers, r"my\.keras is no network from images \[N, H, W, 3\] to one tensor"),
         (lambda: keras.Sequential([keras.Input((8,)), layers.Dense(2)]), r"no network from images .* \(None, 8\)"),
+        (
+            lambda: keras.Sequential([keras.Input((16, 16, 3)), layers.Flatten(), layers.Dense(2)]),
+            r"my\.keras ends before its first layer with weights; cut it further up",
+        ),
         (
             lambda: conv_net(end=lambda x: layers.Reshape((2, 3))(layers.BatchNormalization()(x))),
             r"my\.keras ends in \(None, 2, 3\), and a head needs .*; cut it",

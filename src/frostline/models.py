@@ -50,8 +50,7 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
         raise UserError(f"{backbone.name} does not work on {size}×{size} images: {error}") from error
     body = _without_classifier(body, entry, backbone.cut) if entry.features else body
     kept = _cut(body, backbone) if backbone.cut else body
-    if len(shape := getattr(kept.output, "shape", ())) not in (2, 4):
-        raise UserError(f"{backbone.name} ends in {shape}, and a head needs [N, h, w, c] or [N, c]; cut it")
+    _check_end(kept, backbone.name)
     _penalize(kept, backbone.l2)
     names = {layer.name for layer in kept.layers}
     model = keras.Model(kept.input, heads.build(kept.output, resolved, classes, names), name="frostline")
@@ -76,15 +75,20 @@ def _without_classifier(body: Any, entry: backbones.Backbone, cut: str | None) -
 
 
 def _cut(body: Any, backbone: Backbone) -> Any:
-    """The part of a backbone up to a layer; raises UserError where there is no such layer, or it cannot be an end."""
+    """The part of a backbone up to a layer; raises UserError where there is no such layer."""
     import keras
 
     layers = {layer.name: layer for layer in _inner(body)}
     end = lookup(layers, backbone.cut or "", f"cut of {backbone.name}")
-    kept = keras.Model(body.input, end.output)
-    if not kept.weights:
-        raise UserError(f"cut = {end.name!r} leaves no layer with weights of {backbone.name}; name one further up")
-    return kept
+    return keras.Model(body.input, end.output)
+
+
+def _check_end(kept: Any, name: str) -> None:
+    """Refuse what cannot stand below a head; raises UserError."""
+    if len(shape := getattr(kept.output, "shape", ())) not in (2, 4):
+        raise UserError(f"{name} ends in {shape}, and a head needs [N, h, w, c] or [N, c]; cut it")
+    if not kept.trainable_weights:
+        raise UserError(f"{name} ends before its first layer with weights; cut it further up")
 
 
 def _penalize(body: Any, l2: float) -> None:

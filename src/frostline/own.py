@@ -79,13 +79,13 @@ def _not_loaded(path: str, reason: str) -> str:
 
 
 def _fresh(layer: Any) -> Any:
-    """The same layer with weights of its own, in the precision that is set."""
+    """The same layer with weights of its own that train, in the precision that is set."""
     import keras
 
     if not isinstance(layer, keras.Layer):
         return layer  # an operation has no state
-    policy = keras.config.dtype_policy().name
-    return type(layer).from_config({**layer.get_config(), "name": _name(layer), "dtype": policy})
+    changes = {"name": _name(layer), "dtype": keras.config.dtype_policy().name, "trainable": True}
+    return type(layer).from_config({**layer.get_config(), **changes})
 
 
 def _name(layer: Any) -> str:
