@@ -9,10 +9,10 @@ import pytest
 from keras import layers
 from test_frontier import behind_dropout, head_only, mask, nested, norm_above, pixels, residual, stem
 
-from frostline import cached, device, freezing, frontier, models, training
+from frostline import cached, device, freezing, frontier, heads, models, training
 from frostline.datasets import Split
 from frostline.layers import BatchNormalization, Dropout
-from frostline.studies import EarlyStopping, Head, ReduceOnPlateau, Stage
+from frostline.studies import Backbone, EarlyStopping, Head, ReduceOnPlateau, Stage
 
 
 def split(count, seed=0):
@@ -116,6 +116,23 @@ def test_training_on_features_is_training_the_network(build, stages, engines):
     assert furthest(network(build), net) > 1e-2
     assert ["cached" if cut else "plain" for cut in told.cuts] == engines
     assert told.proofs[0]["frozen_layers"] > 0
+
+
+def test_penalties_below_the_frontier_and_above_it():
+    def penalized():
+        return models.build(Backbone("small_cnn", l2=0.05), Head(), "unit", 8, 3).model
+
+    nets = both(penalized, stage("conv_2", "output"))
+    for net, told in nets:
+        (cut,) = told.cuts
+        seen = [training.evaluate(net, TRAIN)]
+        if cut:
+            assert cut.below[-1] == "relu_1"
+            seen.append(training.evaluate(net, TRAIN, cut.suffix, told.features["train"]))
+        penalty = 0.05 * float(np.square(net.model.get_layer("conv_2").kernel).sum())
+        entropy = heads.cross_entropy(net.model.predict(TRAIN.images, verbose=0), TRAIN.labels).mean()
+        assert penalty > 0.05
+        assert [loss for _, _, loss in seen] == pytest.approx([entropy + penalty] * len(seen), rel=1e-4)
 
 
 def test_compiled_by_xla():

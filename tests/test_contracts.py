@@ -10,6 +10,7 @@ from frostline.studies import Backbone, Stage
 # One network of each kind, the least side of its images, and its parameters. The larger ones of a kind take minutes.
 SMALLEST = [
     ("small_cnn", 32, 19_392),
+    ("residual_cnn", 32, 1_698_304),
     ("vgg16", 32, 14_714_688),
     ("inception_v3", 75, 21_802_784),
     ("xception", 71, 20_861_480),
@@ -18,6 +19,7 @@ SMALLEST = [
     ("mobilenet_v2", 32, 2_257_984),
     ("mobilenet_v3_small", 32, 939_120),
     ("efficientnet_b0", 32, 4_049_571),
+    ("efficientnet_lite0", 32, 3_413_024),
     ("efficientnet_v2_b0", 32, 5_919_312),
     ("convnext_tiny", 32, 27_820_128),
 ]

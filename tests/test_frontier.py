@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from frostline import device, freezing, frontier
+from frostline import device, freezing, frontier, graphs
 from frostline.errors import UserError
 from frostline.layers import BatchNormalization, Dropout
 from frostline.studies import Stage
@@ -73,7 +73,7 @@ def nested():
 
 
 def mask(model, *trained):
-    for layer in frontier.flatten(model).layers:
+    for layer in graphs.flatten(model).layers:
         layer.trainable = layer.name in trained
     return model
 
@@ -521,7 +521,7 @@ def test_what_only_makes_features_larger_is_left_to_the_suffix():
 
 def test_flat_networks_answer_as_nested_ones_with_the_same_layers():
     model = nested()
-    flat = frontier.flatten(model)
+    flat = graphs.flatten(model)
     assert flat.get_layer("conv_2") is model.get_layer("backbone").get_layer("block").get_layer("conv_2")
     assert [x.name for x in flat.layers if x.weights] == ["conv_1", "conv_2", "bn", "output"]
     assert np.array_equal(flat.predict(pixels(), verbose=0), model.predict(pixels(), verbose=0))

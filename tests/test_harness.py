@@ -611,7 +611,7 @@ def test_a_mistake_found_by_a_child_is_the_users(places, planned, monkeypatch):
 
 def test_a_missing_weights_file_is_named(tiny_study, places):
     study = studies.parse(tiny_study.replace('"none"', '"gone.h5"'), "tiny")
-    with pytest.raises(UserError, match=r"cannot read the weights file gone.h5"):
+    with pytest.raises(UserError, match=r"cannot read the network or weights file gone.h5"):
         harness.plan_runs(study, Options(), places)
 
 

@@ -34,6 +34,78 @@ def test_groups_and_the_last_layer():
     assert net.model.output_shape == (None, 5) and net.model.layers[-1].name == "output"
 
 
+RESIDUAL = Backbone("residual_cnn", l2=1e-3)
+NEW_BLOCKS = Head(layers=tuple(HeadLayer("block", filters) for filters in (30, 52, 64)), l2=1e-3)
+
+
+def cut_at(layer, head=NEW_BLOCKS):
+    return models.build(Backbone("residual_cnn", cut=layer), head, "backbone", 32, 100)
+
+
+def test_the_networks_of_the_cifar100_study_to_the_digit():
+    whole = models.build(RESIDUAL, None, "backbone", 32, 10)
+    assert freezing.apply(whole.model, whole.groups, Stage()).total_params == 1_767_050
+    cut = cut_at("relu_1")
+    mask = freezing.apply(cut.model, cut.groups, Stage(train=("head/.*",)))
+    assert (mask.total_params, mask.trainable_params) == (169_220, 164_248)
+    assert [name for name, group in cut.groups.items() if group != "head"] == ["conv_1", "conv_1_norm", "relu_1"]
+
+
+def test_the_penalty_is_on_every_kernel_of_the_backbone_that_trains():
+    net = models.build(RESIDUAL, "linear", "backbone", 32, 10)
+    kernels = [weight for weight in net.backbone.weights if len(weight.shape) == 4]
+    expected = [1e-3 * float(np.square(kernel).sum()) for kernel in kernels]
+    assert len(kernels) == 9 and np.allclose(net.model.losses, expected, rtol=1e-5)
+    freezing.apply(net.model, net.groups, Stage(train=("last_1/.*", "head/.*")))
+    assert np.allclose(net.model.losses, expected[-2:], rtol=1e-5)
+
+
+def test_a_cut_backbone_takes_its_part_of_the_weights_of_the_whole(tmp_path):
+    source = models.build(RESIDUAL, None, "backbone", 32, 10)
+    for weight in source.model.weights:
+        weight.assign(np.random.default_rng(len(weight.path)).normal(size=weight.shape))
+    source.model.save_weights(tmp_path / "w.weights.h5")
+    for end in ("relu_1", "block_2_shortcut", "block_2_conv_2"):
+        net = cut_at(end, Head())
+        models.load_weights(net, tmp_path / "w.weights.h5", head=False, skip=set())
+        weighted = [name for name, group in net.groups.items() if group != "head" and net.model.get_layer(name).weights]
+        assert len(weighted) >= 2 and all(same(source, net, name) for name in weighted)
+
+
+def test_weights_that_do_not_fit_a_cut_backbone_are_refused(tmp_path):
+    net = cut_at("relu_1")
+    net.model.save_weights(tmp_path / "part.weights.h5")
+    with pytest.raises(UserError, match=r"part\.weights\.h5 does not hold the weights of this network"):
+        models.load_weights(cut_at("relu_1"), tmp_path / "part.weights.h5", head=False, skip=set())
+
+
+def test_an_unknown_cut_lists_the_layers():
+    with pytest.raises(UserError, match=r"unknown cut of residual_cnn 'relu1'; did you mean 'relu_1'\?.* block_3_pool"):
+        cut_at("relu1")
+
+
+def test_a_block_of_a_head_has_penalties_and_a_name_of_its_own():
+    net = cut_at("block_1_relu_1", Head(layers=(HeadLayer("block", 4),), l2=0.1))
+    blocks = [name for name in net.groups if "block" in name]
+    assert blocks[:3] == ["block_1_conv_1", "block_1_conv_1_norm", "block_1_relu_1"]
+    assert blocks[3] == "head_block_1_conv_1" and blocks[-1] == "head_block_1_pool"
+    penalized = [x.name for x in net.model.layers if getattr(x, "kernel_regularizer", None)]
+    assert penalized == [f"head_block_1_{part}" for part in ("conv_1", "conv_2", "shortcut")]
+    assert net.model.get_layer("head_block_1_pool").output.shape == (None, 16, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((HeadLayer("dense", 4), HeadLayer("block", 4)), "a block layer of a head stands before the dense and dropout"),
+        ((HeadLayer("block", 4),) * 3, "block_3 of the head ends in max-pooling, and there are only 1×1 features"),
+    ],
+)
+def test_a_block_stands_before_the_pooling_where_there_is_room_for_it(layers, message):
+    with pytest.raises(UserError, match=message):
+        models.build(Backbone("residual_cnn"), Head(layers=layers), "backbone", 32, 3)
+
+
 def test_pixels_go_in_as_bytes_whatever_the_precision(images):
     pixels, _ = images
     for precision in ("float32", "mixed_bfloat16"):

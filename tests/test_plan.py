@@ -50,6 +50,37 @@ def test_each_seed_has_its_own_pretraining_first(tiny_study):
     assert [r.inherit_head for r in planned[:5]] == [False, False, False, True, False]
 
 
+def test_a_cut_is_of_the_transfer_alone_and_keeps_no_head(tiny_study):
+    text = with_pretrain(tiny_study).replace("[backbone]", '[backbone]\ncut = "relu_1"', 1)
+    with pytest.raises(UserError, match=r"kept: head = \"inherit\" keeps a head that stands on the whole small_cnn"):
+        runs(text)
+    planned = runs(text.replace('head = "inherit"', 'head = "linear"'))
+    assert {r.freeze.name: r.backbone.cut for r in planned} == {
+        "pretrain": None, "output": "relu_1", "all": "relu_1", "kept": "relu_1", "scratch": "relu_1",
+    }  # fmt: skip
+
+
+def test_cut_and_penalty_are_part_of_an_identity(tiny_study):
+    keys = ("", 'cut = "relu_1"', 'cut = "relu_2"', "l2 = 0.1", "l2 = 0.0")
+    found = [runs(tiny_study.replace("[backbone]", f"[backbone]\n{key}", 1))[0].configuration for key in keys]
+    assert len(set(found)) == 4 and found[0] == found[-1]
+
+
+def test_a_backbone_that_is_a_file_brings_its_weights_and_is_known_by_its_content(tiny_study):
+    text = tiny_study.replace('"small_cnn"\nweights = "none"', '"file:my.keras"', 1)
+    study = plan.resolve(studies.parse(text, "tiny"), Options())
+    found = []
+    for name, content in (("my", "one"), ("my", "two"), ("renamed", "one")):
+        backbone = dataclasses.replace(study.backbone, name=f"file:{name}.keras")
+        asked = []
+        again = dataclasses.replace(study, backbone=backbone)
+        planned = plan.runs(again, Options(), lambda data: "data", lambda path, c=content, a=asked: a.append(path) or c)
+        assert {run.freeze.weights for run in planned} == {"file"} and set(asked) == {f"{name}.keras"}
+        found.append(planned[0].configuration)
+    assert found[0] == found[2] != found[1]
+    assert {run.freeze.weights for run in runs(text.replace("[backbone]", '[backbone]\nweights = "none"'))} == {"none"}
+
+
 @pytest.mark.parametrize("weights", ["none", "some.h5"])
 def test_weights_from_the_flag_replace_the_pretraining(tiny_study, weights):
     planned = runs(with_pretrain(tiny_study), Options(weights=weights))

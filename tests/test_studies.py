@@ -2,7 +2,7 @@ import pytest
 
 from frostline import plan, studies
 from frostline.errors import UserError
-from frostline.studies import Head, HeadLayer, Parameter
+from frostline.studies import Backbone, Head, HeadLayer, Parameter
 
 
 def parse(tiny, old="", new=""):
@@ -98,12 +98,18 @@ def test_a_pretraining_takes_the_named_head_of_the_study(tiny_study):
     assert study.pretrain.freeze.head == study.freeze[0].head == "linear"
 
 
+def test_a_backbone_may_be_cut_and_penalized(tiny_study):
+    study = parse(tiny_study, "[backbone]", '[backbone]\ncut = "relu_1"\nl2 = 1e-3')
+    assert study.backbone == Backbone("small_cnn", "none", cut="relu_1", l2=1e-3)
+
+
 def test_head_layers(tiny_study):
     study = parse(
         tiny_study,
-        new="[head]\nlayers = [ { conv = 8 }, { batch_norm = true }, { dense = 4 }, { dropout = 0.5 } ]\nl2 = 0.01",
+        new="[head]\nl2 = 0.01\n"
+        "layers = [ { conv = 8 }, { block = 16 }, { batch_norm = true }, { dense = 4 }, { dropout = 0.5 } ]",
     )
-    kinds = [("conv", 8), ("batch_norm", 1), ("dense", 4), ("dropout", 0.5)]
+    kinds = [("conv", 8), ("block", 16), ("batch_norm", 1), ("dense", 4), ("dropout", 0.5)]
     assert study.freeze[0].head == Head(layers=tuple(HeadLayer(k, s) for k, s in kinds), l2=0.01)
 
 
@@ -138,6 +144,8 @@ def test_head_layers(tiny_study):
         ('title = "tiny"', "seeds = [1, 1]", r"different whole numbers"),
         ('title = "tiny"', "title = ", r"is not TOML"),
         ('[backbone]\nname = "small_cnn"\nweights = "none"', "", r"\[backbone\] is missing"),
+        ("[backbone]", "[backbone]\nl2 = -1", r"\[backbone\] l2 = -1; give a number of at least 0"),
+        ("[backbone]", "[backbone]\ncut = 3", r"\[backbone\] cut = 3 is not a text"),
         ("", "[head]\nlayers = [ { dense = 2, dropout = 0.5 } ]", r"is not a layer; write one of"),
     ],
 )

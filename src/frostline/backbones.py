@@ -9,7 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from frostline import lite0, own
 from frostline.errors import UserError, lookup
+from frostline.studies import FILE
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Backbone:
 
     `build` maps a float tensor [N, H, W, 3] to the features [N, h, w, c]; `scaling` is what its weights expect of
     pixels; `head` names the entry of HEADS used where a study asks for none; `stages` tells whether a change of
-    resolution starts a new freeze group; `published` is the function of keras.applications that has ImageNet weights.
+    resolution starts a new freeze group; `published` is the function of keras.applications that has ImageNet weights,
+    `weights` reads them where they are not Keras's; `features` finds them in a network that ends in a classifier.
     """
 
     summary: str
@@ -27,6 +30,8 @@ class Backbone:
     head: str
     stages: bool = True
     published: str | None = None
+    weights: Callable[[], list[Any]] | None = None
+    features: Callable[[Any], Any] | None = None
 
 
 def small_cnn(x):
@@ -41,6 +46,20 @@ def small_cnn(x):
     x = keras.layers.ReLU(name="relu_2")(x)
     x = keras.layers.MaxPooling2D(2, name="max_pool")(x)
     return Dropout(0.2, name="dropout")(x)
+
+
+def residual_cnn(x):
+    """A 3×3 convolution of 128 filters, then residual blocks of 256, 128 and 128, each with max-pooling."""
+    import keras
+
+    from frostline.layers import residual_block
+
+    x = keras.layers.Conv2D(128, 3, padding="same", name="conv_1")(x)
+    x = keras.layers.BatchNormalization(name="conv_1_norm")(x)
+    x = keras.layers.ReLU(name="relu_1")(x)
+    for number, filters in enumerate((256, 128, 128), 1):
+        x = residual_block(x, filters, f"block_{number}")
+    return x
 
 
 def _keras(function: str, x: Any) -> Any:
@@ -84,6 +103,12 @@ BACKBONES: dict[str, Backbone] = {
         head="dense_128_64",
         stages=False,
     ),
+    "residual_cnn": Backbone(
+        "a convolution and three residual blocks (the CIFAR-10 to CIFAR-100 study)",
+        residual_cnn,
+        scaling="unit",
+        head="dense_256_128",
+    ),
     "vgg16": _application("VGG16", "caffe"),
     "vgg19": _application("VGG19", "caffe"),
     "inception_v3": _application("InceptionV3", "symmetric"),
@@ -112,6 +137,13 @@ BACKBONES: dict[str, Backbone] = {
     "efficientnet_b5": _application("EfficientNetB5", "none", _efficientnet),
     "efficientnet_b6": _application("EfficientNetB6", "none", _efficientnet),
     "efficientnet_b7": _application("EfficientNetB7", "none", _efficientnet),
+    "efficientnet_lite0": Backbone(
+        "EfficientNet-Lite0; its ImageNet weights are an extra of frostline",
+        lite0.build,
+        scaling="lite",
+        head="linear",
+        weights=lite0.weights,
+    ),
     "efficientnet_v2_b0": _application("EfficientNetV2B0", "none"),
     "efficientnet_v2_b1": _application("EfficientNetV2B1", "none"),
     "efficientnet_v2_b2": _application("EfficientNetV2B2", "none"),
@@ -128,13 +160,18 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def get(name: str) -> Backbone:
-    """The entry called `name`; raises UserError that lists what exists."""
+    """The entry called `name`, or that of a Keras file; raises UserError that lists what exists."""
+    if name.startswith(FILE):
+        build = partial(own.build, name.removeprefix(FILE))
+        return Backbone("a network of one's own", build, scaling="none", head="linear", features=own.features)
     return lookup(BACKBONES, name, "backbone")
 
 
 def check_weights(name: str, weights: str | None, size: int = 224) -> None:
     """Refuse published weights that there are not, or that Keras cannot get; raises UserError."""
     get(name)
+    if weights == "file" and not name.startswith(FILE):
+        raise UserError(f'weights = "file" are those of a backbone "{FILE}NAME.keras", and this one is {name}')
     if weights == "imagenet":
         _check_published(name, size)
 
@@ -145,11 +182,14 @@ def _check_published(name: str, size: int) -> None:
 
 
 def published(name: str, size: int) -> list[Any]:
-    """Weights that Keras publishes for images of `size` pixels, in the order of the network's own.
+    """Published weights for images of `size` pixels, in the order of the network's own.
 
-    Keras's loader takes the file from its cache or fetches it, and checks it. Raises UserError where it cannot.
+    Keras's loader takes its file from its cache or fetches it, and checks it. Raises UserError where it cannot.
     """
-    function = get(name).published
+    entry = get(name)
+    if entry.weights:
+        return entry.weights()
+    function = entry.published
     if not function:
         raise UserError(f'{name} has no ImageNet weights; give a weights file, or weights = "none" for random weights')
     import keras
@@ -183,10 +223,16 @@ def groups(name: str, layers: list[Any]) -> dict[str, str]:
         return {layer.name: "last_1" for layer in layers}
     kernels = [layer for layer in layers if layer.trainable_weights]
     found: dict[str, str] = {}
-    stage, side = 1, kernels[-1].output.shape[1]
+    stage, side = 1, _side(kernels[-1])
     for layer in reversed(kernels):
-        stage += layer.output.shape[1] >= 1.5 * side
-        side = max(side, layer.output.shape[1])
+        stage += _side(layer) >= 1.5 * side
+        side = max(side, _side(layer))
         found[layer.name] = f"last_{stage}"
     group = found[kernels[0].name]
     return {layer.name: (group := found.get(layer.name, group)) for layer in layers}
+
+
+def _side(layer: Any) -> int:
+    """Height of what a layer gives; 1 where that is no image."""
+    shape: tuple[int, ...] = getattr(layer.output, "shape", ())
+    return shape[1] if len(shape) == 4 else 1

@@ -146,7 +146,10 @@ def _entries(what: str) -> list[dict[str, str]]:
     tables: dict[str, Callable[[], dict[str, str]]] = {
         "studies": lambda: {name: studies.load(name).title for name in studies.names()},
         "datasets": lambda: {name: entry.summary for name, entry in datasets.DATASETS.items()},
-        "backbones": lambda: {name: entry.summary for name, entry in backbones.BACKBONES.items()},
+        "backbones": lambda: (
+            {name: entry.summary for name, entry in backbones.BACKBONES.items()}
+            | {"file:NAME.keras": "your own network, below its classifier or [backbone] cut"}
+        ),
         "heads": lambda: (
             {name: heads.describe(head) for name, head in heads.HEADS.items()}
             | {"inherit": "the head of the pre-training, with its weights"}

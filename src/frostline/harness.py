@@ -163,11 +163,11 @@ def plan_runs(study: Study, options: Options, places: Places, known: Collection[
     believed = {identity: record for identity, record in newest(places.results).items() if identity in known}
 
     @functools.cache
-    def digest(weights: str) -> str:
+    def digest(path: str) -> str:
         try:
-            return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+            return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
         except OSError as error:
-            raise UserError(f"cannot read the weights file {weights}: {error.strerror}") from error
+            raise UserError(f"cannot read the network or weights file {path}: {error.strerror}") from error
 
     with Progress(1, "downloads") as progress:
 

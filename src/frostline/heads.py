@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 HEADS: dict[str, Head] = {
     "linear": Head(pooling="average"),
     "dense_256": Head(pooling="flatten", layers=(HeadLayer("dense", 256), HeadLayer("dropout", 0.5))),
+    "dense_256_128": Head(
+        layers=(
+            HeadLayer("dense", 256),
+            HeadLayer("batch_norm", 1),
+            HeadLayer("dropout", 0.5),
+            HeadLayer("dense", 128),
+            HeadLayer("batch_norm", 1),
+            HeadLayer("dropout", 0.5),
+        ),
+    ),
     "dense_128_64": Head(
         pooling="flatten",
         layers=(
@@ -49,7 +59,7 @@ def build(x: Any, head: Head, classes: int, taken: Collection[str] = ()) -> Any:
     """Put the head on features [N, h, w, c] (or [N, c]); returns float32 logits [N, classes], [N, 1] if binary.
 
     ReLU follows each dense or convolution layer, behind its batch normalization where one follows directly. A layer
-    whose name the backbone has `taken` is called `head_...`.
+    whose name, or a beginning of one, the backbone has `taken` is called `head_...`.
     """
     import keras
 
@@ -61,10 +71,13 @@ def build(x: Any, head: Head, classes: int, taken: Collection[str] = ()) -> Any:
     for i, layer in enumerate(head.layers):
         counts[layer.kind] = counts.get(layer.kind, 0) + 1
         name = f"{layer.kind}_{counts[layer.kind]}"
-        name = f"head_{name}" if name in taken else name
+        name = f"head_{name}" if any(f"{other}_".startswith(f"{name}_") for other in taken) else name
+        if layer.kind in ("conv", "block") and pooled:
+            raise UserError(f"a {layer.kind} layer of a head stands before the dense and dropout layers; move it up")
+        if layer.kind == "block":
+            x = _block(x, int(layer.size), name, regularizer)
+            continue
         if layer.kind == "conv":
-            if pooled:
-                raise UserError("a conv layer of a head stands before the dense and dropout layers; move it up")
             x = keras.layers.Conv2D(int(layer.size), 3, padding="same", kernel_regularizer=regularizer, name=name)(x)
         elif layer.kind == "batch_norm":
             x = keras.layers.BatchNormalization(name=name)(x)
@@ -80,6 +93,15 @@ def build(x: Any, head: Head, classes: int, taken: Collection[str] = ()) -> Any:
             x = keras.layers.ReLU(name=f"{name}_relu")(x)
     x = x if pooled else _pool(x, head.pooling)
     return keras.layers.Dense(units(head, classes), dtype="float32", name="output")(x)
+
+
+def _block(x: Any, filters: int, name: str, regularizer: Any) -> Any:
+    from frostline.layers import residual_block
+
+    height, width = x.shape[1:3]
+    if min(height, width) < 2:
+        raise UserError(f"{name} of the head ends in max-pooling, and there are only {height}×{width} features")
+    return residual_block(x, filters, name, regularizer)
 
 
 def _pool(x: Any, pooling: str) -> Any:

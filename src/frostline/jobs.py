@@ -427,6 +427,8 @@ def start_weights(network: models.Network, run: Run, results: Path) -> list[str]
         weights = str(records.weights_file(results, run.pretrain_run))
     if weights == "imagenet":
         models.load_published(network, run.backbone.name, skip=fresh)
+    elif weights == plan.OWN:
+        models.load_own(network, run.backbone.name, skip=fresh)
     elif weights not in (None, "none"):
         models.load_weights(network, Path(weights), head=run.inherit_head, skip=fresh)
     return sorted(fresh)
@@ -566,7 +568,7 @@ def check_weights(run: Run, network: models.Network) -> None:
     """Refuse weights that do not exist or do not fit, before any run starts; raises UserError."""
     weights = run.freeze.weights
     backbones.check_weights(run.backbone.name, weights, network.model.input_shape[1])
-    if weights not in (None, "none", "imagenet", plan.PRETRAIN):
+    if weights not in (None, "none", "imagenet", plan.OWN, plan.PRETRAIN):
         models.load_weights(network, Path(weights), head=run.inherit_head, skip=set())
 
 

@@ -41,5 +41,24 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return super().call(inputs, training=False if self.inference_only else training, mask=mask)
 
 
+def residual_block(x, filters, name, regularizer=None):
+    """Two 3×3 convolutions beside a shortcut, then max-pooling: [N, h, w, c] to [N, h // 2, w // 2, filters].
+
+    Batch normalization follows each convolution; where c is another number, the shortcut is a 1×1 convolution.
+    """
+
+    def convolve(x, part, side, bias=True):
+        x = keras.layers.Conv2D(
+            filters, side, padding="same", use_bias=bias, kernel_regularizer=regularizer, name=f"{name}_{part}"
+        )(x)
+        return keras.layers.BatchNormalization(name=f"{name}_{part}_norm")(x)
+
+    y = keras.layers.ReLU(name=f"{name}_relu_1")(convolve(x, "conv_1", 3))
+    y = convolve(y, "conv_2", 3)
+    shortcut = x if x.shape[-1] == filters else convolve(x, "shortcut", 1, bias=False)
+    y = keras.layers.ReLU(name=f"{name}_relu_2")(keras.layers.Add(name=f"{name}_add")([y, shortcut]))
+    return keras.layers.MaxPooling2D(2, name=f"{name}_pool")(y)
+
+
 # What stands in for these layers in an export, so that it loads without frostline.
 STANDARD = {Dropout: keras.layers.Dropout, BatchNormalization: keras.layers.BatchNormalization}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frostline import backbones, freezing, heads
-from frostline.errors import UserError
-from frostline.studies import Backbone, Head
+from frostline import backbones, freezing, heads, own
+from frostline.errors import UserError, lookup
+from frostline.studies import FILE, Backbone, Head
 
 # Pixel scaling as (factor, offset) of a Rescaling layer. "none" is a layer too: a convolution refuses uint8.
 SCALINGS: dict[str, tuple[Any, Any]] = {
@@ -17,6 +17,7 @@ SCALINGS: dict[str, tuple[Any, Any]] = {
     "unit": (1 / 255, 0.0),
     "symmetric": (1 / 127.5, -1.0),
     "caffe": (1.0, [-103.939, -116.779, -123.68]),  # of blue, green, red: ImageNet's means
+    "lite": (1 / 128, -127 / 128),
     "torch": ([1 / 58.395, 1 / 57.12, 1 / 57.375], [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]),
 }
 BLUE_FIRST = {"caffe"}
@@ -24,7 +25,10 @@ BLUE_FIRST = {"caffe"}
 
 @dataclass(frozen=True)
 class Network:
-    """A Keras model from uint8 `images` [N, H, W, 3] to float32 logits, its backbone, and each layer's freeze group."""
+    """A Keras model from uint8 `images` [N, H, W, 3] to float32 logits, its backbone, and each layer's freeze group.
+
+    The backbone is whole, as its weights are, also where the model has only the part of it below a cut.
+    """
 
     model: Any
     backbone: Any
@@ -44,12 +48,56 @@ def build(backbone: Backbone, head: Head | str | None, scaling: str, size: int, 
         body = _with_our_batch_norm(keras.Model(images, entry.build(scaled)))
     except ValueError as error:
         raise UserError(f"{backbone.name} does not work on {size}×{size} images: {error}") from error
-    names = {layer.name for layer in body.layers}
-    model = keras.Model(body.input, heads.build(body.output, resolved, classes, names), name="frostline")
-    inner = [layer for layer in body.layers if layer.name not in ("images", "scaling")]
+    body = _without_classifier(body, entry, backbone.cut) if entry.features else body
+    kept = _cut(body, backbone) if backbone.cut else body
+    _check_end(kept, backbone.name)
+    _penalize(kept, backbone.l2)
+    names = {layer.name for layer in kept.layers}
+    model = keras.Model(kept.input, heads.build(kept.output, resolved, classes, names), name="frostline")
+    inner = _inner(kept)
     groups = backbones.groups(backbone.name, inner)
     groups.update({layer.name: "head" for layer in model.layers if layer.name not in names})
     return Network(model, body, groups, resolved)
+
+
+def _inner(body: Any) -> list[Any]:
+    """The layers of a backbone that are its own."""
+    return [layer for layer in body.layers if layer.name not in ("images", "scaling")]
+
+
+def _without_classifier(body: Any, entry: backbones.Backbone, cut: str | None) -> Any:
+    """A network up to its features, whole where it is to be cut above them."""
+    import keras
+
+    assert entry.features
+    below = keras.Model(body.input, entry.features(body))
+    return body if cut and cut not in {layer.name for layer in below.layers} else below
+
+
+def _cut(body: Any, backbone: Backbone) -> Any:
+    """The part of a backbone up to a layer; raises UserError where there is no such layer."""
+    import keras
+
+    layers = {layer.name: layer for layer in _inner(body)}
+    end = lookup(layers, backbone.cut or "", f"cut of {backbone.name}")
+    return keras.Model(body.input, end.output)
+
+
+def _check_end(kept: Any, name: str) -> None:
+    """Refuse what cannot stand below a head; raises UserError."""
+    if len(shape := getattr(kept.output, "shape", ())) not in (2, 4):
+        raise UserError(f"{name} ends in {shape}, and a head needs [N, h, w, c] or [N, c]; cut it")
+    if not kept.trainable_weights:
+        raise UserError(f"{name} ends before its first layer with weights; cut it further up")
+
+
+def _penalize(body: Any, l2: float) -> None:
+    """Add an L2 penalty on every kernel to the loss; Keras leaves out those that are frozen."""
+    import keras
+
+    for weight in body.trainable_weights if l2 else []:
+        if weight.name.endswith("kernel"):
+            weight.regularizer = keras.regularizers.L2(l2)
 
 
 def scale(images: Any, scaling: str) -> Any:
@@ -123,8 +171,19 @@ def load_weights(network: Network, path: Path, *, head: bool, skip: set[str]) ->
 
 def load_published(network: Network, name: str, *, skip: set[str]) -> None:
     """Give the backbone called `name` its ImageNet weights, but not the layers that `skip` names; raises UserError."""
+    values = backbones.published(name, network.model.input_shape[1])
+    try:
+        with _keeping(network, skip):
+            _set_weights(network.backbone, values)
+    except ValueError as error:
+        raise UserError(f"the published weights are not those of {name}: {error}") from error
+
+
+def load_own(network: Network, name: str, *, skip: set[str]) -> None:
+    """Give a backbone that is a file the weights in it, but not the layers that `skip` names; raises UserError."""
+    values = own.weights(name.removeprefix(FILE))
     with _keeping(network, skip):
-        _set_weights(network.backbone, backbones.published(name, network.model.input_shape[1]))
+        _set_weights(network.backbone, [x for layer in network.backbone.layers for x in values.get(layer.name, [])])
 
 
 @contextlib.contextmanager

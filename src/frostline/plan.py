@@ -13,6 +13,7 @@ from typing import Any
 from frostline.errors import UserError, nearest
 from frostline.studies import (
     ENGINES,
+    FILE,
     PRECISIONS,
     XLA,
     Backbone,
@@ -28,6 +29,7 @@ from frostline.studies import (
 )
 
 PRETRAIN = "pretrain"
+OWN = "file"  # the weights that a backbone brings along which is a file
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Options:
 class Run:
     """One freeze configuration with one seed, one precision and one XLA setting, as asked.
 
-    `freeze.weights` is `none`, `imagenet`, a file, or `pretrain`: then `pretrain_run` made them. `inherit_head`: the
-    head's weights come from there too. `configuration` is the identity without the seed: only runs that share it
-    are averaged.
+    `freeze.weights` is `none`, `imagenet`, `file` (the backbone's own), a path, or `pretrain`: then `pretrain_run` made
+    them. `inherit_head`: the head's weights come from there too. `configuration` is the identity without the seed: only
+    runs that share it are averaged.
     """
 
     id: str
@@ -134,6 +136,8 @@ def _source(freeze: Freeze, study: Study, options: Options) -> Freeze:
         weights = PRETRAIN
     elif study.backbone.weights:
         weights = study.backbone.weights
+    elif study.backbone.name.startswith(FILE):
+        weights = OWN
     else:
         raise UserError(
             f"{study.name}: nothing says where the weights of {freeze.name!r} come from; add a [pretrain], or "
@@ -157,7 +161,7 @@ def _apply(freeze: Freeze, options: Options) -> Freeze:
 def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], digest: Callable[[str], str]) -> list[Run]:
     """All runs of a resolved study, in the order they are executed: for each seed the pre-training, then the rest.
 
-    `fingerprint` hashes the data a run uses, `digest` the weights file it starts from.
+    `fingerprint` hashes the data a run uses, `digest` the weights file it starts from and the file its backbone is.
     """
     prints = {data: fingerprint(data) for data in _datas(study)}
     planned = []
@@ -220,16 +224,25 @@ def _run(
     source: Run | None = None,
 ) -> Run:
     inherit = freeze.head == "inherit"
+    backbone = study.backbone
+    if freeze.name == PRETRAIN:
+        backbone = dataclasses.replace(backbone, cut=None)
+    elif backbone.cut and inherit:
+        raise UserError(
+            f'{freeze.name}: head = "inherit" keeps a head that stands on the whole {backbone.name}, and cut = '
+            f"{backbone.cut!r} drops a part of it; choose a head of its own"
+        )
     head = _inherited(study) if inherit else freeze.head
     freeze = dataclasses.replace(freeze, head=head)
     weights = freeze.weights or "none"
     asked = {
         "study": study.name,
-        "backbone": study.backbone.name,
+        "backbone": _content(backbone.name, digest),
+        **{key: value for key, value in plain(backbone).items() if key in ("cut", "l2") and value},
         "data": plain(data),
         "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds", "weights", "drawn")},
         "inherit_head": inherit,
-        "weights": weights if weights in ("none", "imagenet", PRETRAIN) else digest(weights),
+        "weights": weights if weights in ("none", "imagenet", OWN, PRETRAIN) else digest(weights),
         "pretrain": source and source.configuration,
         "limit": options.limit,
         "epochs": options.epochs,
@@ -244,7 +257,7 @@ def _run(
         configuration=configuration,
         study=study.name,
         title=study.title,
-        backbone=study.backbone,
+        backbone=backbone,
         data=data,
         freeze=freeze,
         inherit_head=inherit and weights != "none",
@@ -255,6 +268,11 @@ def _run(
         fingerprint=prints[whole(data)],
         pretrain_run=source.id if source else None,
     )
+
+
+def _content(name: str, digest: Callable[[str], str]) -> str:
+    """The name of a backbone, or what stands for one that is a file, whatever it is called."""
+    return FILE + digest(name.removeprefix(FILE)) if name.startswith(FILE) else name
 
 
 def _inherited(study: Study) -> Head | str | None:

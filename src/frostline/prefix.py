@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from frostline import device, features, frontier, machine, models
+from frostline import device, features, graphs, machine, models
 from frostline.errors import UserError
 from frostline.frontier import Cut
 from frostline.models import Network
@@ -320,7 +320,7 @@ def _part(model: Any, names: Sequence[str]) -> Any:
     """The model up to the outputs of the operations called so; what is none of them is its input."""
     import keras
 
-    flat = frontier.flatten(model)
+    flat = graphs.flatten(model)
     tensors = _tensors(flat)
     for name in names:
         if name not in tensors and name != flat.inputs[0].name:

@@ -19,9 +19,10 @@ XLA = ("auto", "on", "off")
 ENGINES = ("auto", "cached", "plain")
 FRONTIERS = ("exact", "inference_prefix")
 RUN_KEYS = ("precision", "xla", "engine")
+FILE = "file:"  # what the name of a backbone begins with that is a Keras file
 REPORTED = ("trainable_params", "total_params", "top1", "train_top1", "validation_top1", "loss", "minutes")
 HISTORY = ("loss", "top1", "validation_loss", "validation_top1")
-HEAD_LAYERS = ("dense", "conv", "dropout", "batch_norm")
+HEAD_LAYERS = ("dense", "conv", "block", "dropout", "batch_norm")
 SAMPLERS = ("random", "tpe")
 Value = int | float | str
 
@@ -43,15 +44,20 @@ class Data:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The network without its classifier; `weights` is None where a pre-training supplies them."""
+    """The network without its classifier; `weights` is None where a pre-training, or the file it is, supplies them.
+
+    What lies above the layer `cut` is dropped, but in the pre-training; `l2` is the penalty on the kernels that train.
+    """
 
     name: str
     weights: str | None = None
+    cut: str | None = None
+    l2: float = 0.0
 
 
 @dataclass(frozen=True)
 class HeadLayer:
-    """One layer of a head: its kind and its units, filters or rate."""
+    """One layer of a head: its kind and its units, filters or rate; a block is residual and ends in max-pooling."""
 
     kind: str
     size: float
@@ -239,7 +245,7 @@ def _study(table: dict[str, Any], name: str, where: str) -> Study:
         if needed not in table:
             raise UserError(f"{where}: [{needed}] is missing; a study needs [data], [backbone] and [[freeze]]")
     data = _data(table["data"], f"{where}: [data]")
-    backbone = _fill(Backbone, table["backbone"], f"{where}: [backbone]", {"name": _text, "weights": _text})
+    backbone = _backbone(table["backbone"], f"{where}: [backbone]")
     train = table.get("train", {})
     _is_table(train, f"{where}: [train]")
     _only(train, [*sorted(_fields(Stage)), *RUN_KEYS], f"{where}: [train]")
@@ -386,6 +392,16 @@ def _data(table: Any, where: str) -> Data:
     return _fill(Data, table, where, readers)
 
 
+def _backbone(table: Any, where: str) -> Backbone:
+    readers: dict[str, Reader] = {
+        "name": _text,
+        "weights": _text,
+        "cut": _text,
+        "l2": lambda v, at: _number(v, at, least=0),
+    }
+    return _fill(Backbone, table, where, readers)
+
+
 def _head(value: Any, where: str) -> Head | str:
     if isinstance(value, str):
         return value
@@ -405,7 +421,7 @@ def _head_layers(value: Any, where: str) -> tuple[HeadLayer, ...]:
         if not isinstance(entry, dict) or len(entry) != 1:
             raise UserError(
                 f"{at}: {entry!r} is not a layer; write one of {{ dense = 256 }}, {{ conv = 512 }}, "
-                "{ dropout = 0.5 }, { batch_norm = true }"
+                "{ block = 64 }, { dropout = 0.5 }, { batch_norm = true }"
             )
         _only(entry, HEAD_LAYERS, at)
         kind, size = next(iter(entry.items()))
