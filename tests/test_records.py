@@ -82,6 +82,17 @@ def test_a_repeated_run_replaces_its_record():
     assert [r["validation_top1"] for r in found.rows] == [0.9, 0.5] and found.others == 0
 
 
+def test_configurations_stand_in_the_order_of_their_study_whatever_ran_first():
+    found = [
+        row(0, freeze="all", place=[1, 0]),
+        row(0, freeze="pretrain", place=[]),
+        row(0, freeze="output", place=[0, 0]),
+    ]
+    other = [{**row(0, freeze="first", place=[0, 0]), "study": "another"}]
+    names = [c.freeze for c in records.configurations([found[0], *other, *found[1:]])]
+    assert names == ["pretrain", "output", "all", "first"]
+
+
 def test_the_representative_is_the_median_of_the_finished():
     rows = [row(0, top1=0.9), row(1, top1=0.1), row(2, top1=0.5), row(3, outcome="failed", top1=None)]
     (found,) = records.configurations(rows)

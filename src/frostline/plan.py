@@ -70,6 +70,7 @@ class Run:
     epochs: int | None
     fingerprint: str
     pretrain_run: str | None = None
+    place: tuple[int, ...] = ()
 
     @property
     def model(self) -> str:
@@ -173,8 +174,10 @@ def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], dig
             planned.append(source)
         for freeze in wanted:
             start = source if freeze.weights == PRETRAIN else None
-            for data, one, name in _variants(study.data, freeze):
-                planned.append(_run(study, data, one, seed, options, prints, digest, name, start))
+            number = study.freeze.index(freeze)
+            for variant, (data, one, name) in enumerate(_variants(study.data, freeze)):
+                run = _run(study, data, one, seed, options, prints, digest, name, start)
+                planned.append(dataclasses.replace(run, place=(number, variant)))
     return planned
 
 
@@ -297,6 +300,7 @@ def heading(run: Run) -> dict[str, Any]:
         "variant": run.variant,
         "model": run.model,
         "seed": run.seed,
+        "place": list(run.place),
         "protocol": run.data.protocol,
         "limit": run.limit,
         "epochs_cap": run.epochs,

@@ -160,7 +160,7 @@ class Configuration:
 
 
 def configurations(records: list[dict[str, Any]], wanted: Collection[str] | None = None) -> list[Configuration]:
-    """Training records by study, freeze configuration and variant, in the order they first appeared.
+    """Training records by study, freeze configuration and variant, in the order of the studies and within a study.
 
     Two identities are never mixed, nor two machines or effective settings: those of the newest record are shown, the
     others are counted. `wanted` restricts to some identities without their seeds.
@@ -179,7 +179,8 @@ def configurations(records: list[dict[str, Any]], wanted: Collection[str] | None
         rows = [by_seed[seed] for seed in sorted(by_seed)]
         hidden = {_setting(r) for r in same if r["outcome"] == "ok"} - {newest}
         found.append(Configuration(*key, rows, len(hidden)))
-    return found
+    studies = list(dict.fromkeys(c.study for c in found))
+    return sorted(found, key=lambda c: (studies.index(c.study), c.rows[-1].get("place", [])))
 
 
 def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
