@@ -6,13 +6,14 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from test_frontier import behind_dropout, head_only, mask, nested, norm_above, pixels, residual, stem
 
-from frostline import cached, device, freezing, frontier, heads, models, training
+from frostline import augment, cached, device, freezing, frontier, heads, models, prefix, training
 from frostline.datasets import Split
 from frostline.layers import BatchNormalization, Dropout
-from frostline.studies import Backbone, EarlyStopping, Head, ReduceOnPlateau, Stage
+from frostline.studies import Augment, Backbone, EarlyStopping, Head, ReduceOnPlateau, Stage
 
 
 def split(count, seed=0):
@@ -162,6 +163,93 @@ def test_one_altered_feature_shows_in_the_weights():
     right = train(head_only, stage("output"), validation=None)
     wrong = train(head_only, stage("output"), validation=None, source=altered)
     assert furthest(right[0], wrong[0]) > 1e-3
+
+
+# -- augmented images --------------------------------------------------------------------------------
+
+TURNED = Augment("horizontal", rotation=0.1, zoom=0.2, brightness=0.1)
+
+
+def view_source(cut, views):
+    """Features of views by the cut itself: in each epoch, or of all views once."""
+
+    def features(images):
+        return tuple(x.numpy() for x in keras.tree.flatten(cut.prefix(images)))
+
+    if views.count is None:
+        return lambda numbers: features(augment.show(views, numbers))
+    every = augment.every(views)
+    stored = features(every[0 : len(every)])
+    return lambda numbers: tuple(a[numbers] for a in stored)
+
+
+@pytest.mark.parametrize("views", [None, 3])
+@pytest.mark.parametrize(("build", "names"), [(head_only, ["output"]), (residual, ["conv_3", "output"])])
+def test_training_on_features_of_views_is_training_the_network_on_views(build, names, views, monkeypatch):
+    monkeypatch.setattr(cached, "BLOCK_BYTES", 2 * 8 * 6 * 6 * 4 * 4)  # blocks of a batch or two
+    turned = stage(*names, augment=TURNED, augment_views=views)
+    (_, plain), (net, told) = both(build, turned, view_source=view_source)
+    straight, without = train(build, stage(*names))
+    assert furthest(straight, net) > 1e-3
+    assert plain.augment_seconds > 0 and without.augment_seconds is None and told.cuts[0] is not None
+    assert [type(x) for x in net.model.layers] == [type(x) for x in network(build).model.layers]
+
+
+def test_stages_draw_apart_and_only_where_they_augment():
+    turned, straight = stage("output", augment=TURNED, epochs=1), stage("output", epochs=1)
+    once, twice = (
+        both(head_only, turned, last, engines=["cached"] * 2, view_source=view_source)[1][0]
+        for last in (straight, turned)
+    )
+    assert furthest(once, twice) > 1e-4
+
+
+def test_an_epoch_of_views_is_one_forward_pass(monkeypatch):
+    """By the program of the pass, which is given every training image once an epoch."""
+    calls, original, nets = [], prefix._program, []
+
+    def counted(model, xla):
+        program = original(model, xla)
+
+        def run(images):
+            calls.append(len(images))
+            return program(images)
+
+        return run
+
+    def build():
+        nets.append(head_only())
+        return nets[-1]
+
+    def passing(cut, views):
+        forward = prefix.forward(models.Network(nets[-1], None, {}, Head()), cut, TRAIN.images[:8])
+        return lambda numbers: forward(augment.Shown(views, numbers))
+
+    monkeypatch.setattr(prefix, "_program", counted)
+    turned = stage("output", augment=TURNED, epochs=3)
+    ours = train(build, turned, view_source=passing)
+    assert calls == [16, 4] * 3  # the full batches and the last one
+    assert_alike(train(head_only, turned, engines=["plain"]), ours)
+
+
+def test_one_altered_view_shows_in_the_weights():
+    def altered(cut, views):
+        right = view_source(cut, views)
+        return lambda numbers: tuple(a + (numbers == 5)[:, None] for a in right(numbers))
+
+    turned = stage("output", augment=TURNED)
+    right, wrong = (
+        train(head_only, turned, validation=None, view_source=source)[0] for source in (view_source, altered)
+    )
+    assert furthest(right, wrong) > 1e-3
+
+
+@pytest.mark.parametrize("engine", ["plain", "cached"])
+def test_what_is_exported_knows_nothing_of_augmentation(engine):
+    net, _ = train(head_only, stage("output", augment=TURNED), engines=[engine], view_source=view_source)
+    traced = tf.function(models.standard(net.model)).get_concrete_function(TRAIN.images)
+    ops = {op.type for op in traced.graph.get_operations()}
+    assert "Conv2D" in ops and not [op for op in ops if "Random" in op or "Projective" in op or "Reverse" in op]
 
 
 # -- the same decisions ----------------------------------------------------------------------------

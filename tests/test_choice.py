@@ -180,3 +180,13 @@ def test_what_was_measured_for_other_settings_is_measured_anew(planned):
     )}  # fmt: skip
     assert len(keys) == 5  # the tiny study has one epoch as it is
     assert choice.key(planned(weights="other.h5")) == choice.key(planned())
+
+
+def test_augmentation_is_other_work(tiny_study):
+    def timing(more):
+        study = studies.parse(tiny_study.replace("epochs = 1", f"epochs = 1\n{more}"), "tiny")
+        runs = plan.runs(plan.resolve(study, Options()), Options(), lambda data: "data", lambda path: "digest")
+        return choice.timing_key(runs[0])
+
+    turned = "augment = { rotation = 0.1 }"
+    assert len({timing(more) for more in ("", turned, f"{turned}\naugment_views = 2")}) == 3

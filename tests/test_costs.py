@@ -5,10 +5,10 @@ import pytest
 from keras import layers
 from test_frontier import behind_dropout, head, residual, stem
 
-from frostline import cached, costs, models, prefix, training
+from frostline import augment, cached, costs, models, prefix, training
 from frostline.errors import UserError
 from frostline.layers import BatchNormalization
-from frostline.studies import Head, Stage
+from frostline.studies import Augment, Head, Stage
 
 IMAGES = {"train": 1000, "validation": 100, "test": 400, "pass": 1500}
 ROOMY = costs.Room(disk_bytes=2**40, memory_bytes=2**40)
@@ -195,3 +195,41 @@ def test_one_convolution_of_large_output_is_not_worth_storing(memory, measured):
     (cost,) = find(network(cifar100), rules, images=images, room=costs.Room(2**40, memory))
     assert (cost.engine, cost.reason) == ("plain", "reading features would cost more than computing them")
     assert cost.other_seconds > cost.seconds
+
+
+# -- augmented images ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(measured, monkeypatch):
+    measured(image=0.01, suffix=0.001, plain=0.3)
+    monkeypatch.setattr(augment, "seconds_per_image", lambda settings, size: 0.002)
+
+
+def test_new_views_pass_in_every_epoch(shown):
+    (cost,) = find(network(residual), stage("conv_3", "output", augment=Augment("both")))
+    # as ever, and 5000 views are made and pass; only the answers are read
+    reading = 2 * IMAGE_BYTES * (1500 / costs.STORE_BYTES_PER_SECOND + 2000 / costs.MEMORY_BYTES_PER_SECOND)
+    ours = 0.01 * (1500 + 5000) + 0.002 * 5000 + reading + 1 + 0.0001 * (5000 + 2000 / 3)
+    assert (cost.engine, cost.seconds) == ("cached", pytest.approx(ours))
+    assert cost.pass_seconds == pytest.approx(0.01 * 1500)
+    assert cost.other_seconds == pytest.approx(1 + 0.03 * (5000 + 2000 / 3))  # measured, for it might be less
+
+
+def test_the_plain_engine_is_taken_where_new_views_cost_more(measured, monkeypatch):
+    measured(image=0.01, plain=0.01)
+    monkeypatch.setattr(augment, "seconds_per_image", lambda settings, size: 0.002)
+    (cost,) = find(network(residual), stage("conv_3", "output", augment=Augment("both")))
+    assert (cost.engine, cost.reason) == ("plain", "new views in every epoch leave little")
+
+
+def test_fixed_views_pass_once_and_take_room(shown):
+    four = stage("conv_3", "output", augment=Augment("both"), augment_views=4)
+    (cost,) = find(network(residual), four)
+    stored = 1500 + 4 * 1000
+    handling = 2 * IMAGE_BYTES * (stored / costs.STORE_BYTES_PER_SECOND + 7000 / costs.MEMORY_BYTES_PER_SECOND)
+    ours = 0.01 * stored + 0.002 * 4000 + handling + 1 + 0.0001 * (5000 + 2000 / 3)
+    assert (cost.engine, cost.seconds, cost.pass_seconds) == ("cached", pytest.approx(ours), 0.01 * stored)
+    room = costs.Room(disk_bytes=2 * IMAGE_BYTES * stored - 1, memory_bytes=2**40)
+    with pytest.raises(UserError, match=r"its features take 6\.0 MiB, and there is room for 6.0 MiB"):
+        find(network(residual), four, room=room, asked="cached")

@@ -13,7 +13,7 @@ FLOORS = {
     0: {"errors", "timing", "machine", "progress", "children"},
     1: {"studies", "pytorch", "graphs"},
     2: {"records", "plan", "layers", "lite0", "own"},
-    3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features"},
+    3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"models", "frontier", "cached", "runtimes", "search"},
     5: {"prefix", "training", "exporting", "inference"},
     6: {"costs"},

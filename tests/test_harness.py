@@ -255,6 +255,20 @@ def test_features_that_an_earlier_run_left_are_not_computed_again(places, four, 
     assert [action for action, _, _ in children_.jobs][3:] == ["features", "train"]
 
 
+@pytest.mark.parametrize(("views", "there"), [(None, False), (3, False), (4, True)])
+def test_fixed_views_are_there_only_where_a_run_left_as_many(places, four, monkeypatch, views, there):
+    freeze = dataclasses.replace(four[0][0].freeze, weights="x.h5")
+    run = dataclasses.replace(
+        four[0][0],
+        freeze=dataclasses.replace(freeze, stages=(dataclasses.replace(freeze.stages[0], augment_views=4),)),
+    )
+    left = [{"key": "k", "boundary": ["pool"]}, {"key": "v", "boundary": ["pool"], "views": views}]
+    record = {**plan.heading(run), "features": left, "precision": "float32", "outcome": "ok", "time": "t"}
+    monkeypatch.setattr(harness, "newest", lambda results: {run.identity: record})
+    monkeypatch.setattr(harness.features, "about", {"k": {"seconds": 1.0}, "v": {"seconds": 1.0}}.get)
+    assert harness._has_features(Member(run, setting(stage("cached", 30.0)), ""), places.results) is there
+
+
 def test_random_weights_of_another_seed_have_other_features(places, four, monkeypatch):
     runs, _ = four
     children_ = Passes(places)

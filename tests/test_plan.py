@@ -169,6 +169,14 @@ def test_a_weights_file_counts_by_its_content(tiny_study):
     assert identity("a.h5", "one") == identity("./a.h5", "one") != identity("a.h5", "other")
 
 
+def test_the_augmentation_changes_the_identity_and_comes_back_from_json(tiny_study):
+    turned = tiny_study.replace("epochs = 1", "epochs = 1\naugment = { rotation = 0.1 }")
+    several = turned.replace("epochs = 1", "epochs = 1\naugment_views = 2")
+    found = [runs(text)[0] for text in (tiny_study, turned, turned.replace("0.1", "0.2"), several)]
+    assert len({run.identity for run in found}) == 4
+    assert plan.restore(plan.Run, plan.plain(found[3])) == found[3]
+
+
 def test_data_changes_the_identity_the_title_does_not(tiny_study):
     one = runs(tiny_study)[0]
     assert one.identity != runs(tiny_study, fingerprint="other")[0].identity

@@ -9,9 +9,9 @@ import pytest
 from keras import layers
 from test_frontier import head, head_only, mask, nested, pixels, residual, stem
 
-from frostline import device, features, frontier, jobs, models, prefix
+from frostline import augment, device, features, frontier, jobs, models, plan, prefix, studies
 from frostline.errors import UserError
-from frostline.studies import Head
+from frostline.studies import Augment, Head, Stage
 
 DATA = {"data": {"dataset": "pixels"}, "fingerprint": "f", "limit": None}
 SPLITS = {"train": pixels(70), "validation": pixels(5)[::-1]}  # a call of the program takes 64 images
@@ -304,3 +304,77 @@ def test_features_that_are_there_are_taken_as_they_are_and_stay_open(shelf):
     book = shelf.take(need.key, lambda: compute(need))
     assert shelf.new == set() and book.in_memory
     assert shelf.take(need.key, lambda: pytest.fail("made again")) is book
+
+
+# -- views of training images ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def taken(shelf, tiny_study):
+    """A function that takes features of the views of a stage as a run of some seed does; what it used of the shelf."""
+    net = network(head_only, "output")
+    cut = frontier.split(net.model)
+    options = plan.Options(seeds=(0, 1))
+    planned = plan.runs(plan.resolve(studies.parse(tiny_study, "tiny"), options), options, lambda x: "f", lambda x: "w")
+
+    def take(seed, count, turn=0.1):
+        run = next(run for run in planned if run.seed == seed)
+        stage = Stage(augment=Augment("horizontal", rotation=turn), augment_views=count)
+        views = augment.build(stage, SPLITS["train"], seed=seed, number=1, split_seed=0)
+        used = jobs.Used()
+        need = jobs._need(net, cut, run)
+        jobs._open(need.key, lambda: jobs._compute([need], SPLITS, run, lambda *told, **more: None), shelf, used)
+        of_views = jobs._of_views(net, cut, run, views, shelf, used, lambda *told, **more: None)
+        return views, of_views, used
+
+    return cut, take
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_features_are_those_of_the_views_of_an_epoch(taken, count):
+    cut, take = taken
+    views, of_views, used = take(0, count)
+    assert views.seconds == 0 and used.difference < 1e-4  # the proof is no part of the training
+    for epoch in (0, 1):
+        numbers = augment.numbers(views, epoch)[::-1]
+        assert np.allclose(of_views(numbers)[0], cut.prefix(augment.show(views, numbers)), atol=1e-6)
+
+
+def test_views_that_are_fixed_are_kept_and_shared_by_seeds(taken):
+    _, take = taken
+    used = [take(*how)[2] for how in ((0, 3), (1, 3), (0, 4), (0, 3, 0.2))]
+    assert [u.reused for u in used] == [False, True, False, False]
+    facts = [list(u.facts.values())[-1] for u in used]
+    assert [f["views"] for f in facts] == [3, 3, 4, 3]
+    assert facts[0]["key"] == facts[1]["key"] and len({f["key"] for f in facts}) == 3
+    assert features.nbytes(facts[0]["key"]) == 3 * 70 * 4 * 4  # four channels in float32
+
+
+def test_new_views_are_not_kept(taken):
+    _, take = taken
+    _, _, used = take(0, None)
+    (facts,) = used.facts.values()
+    assert facts["train_images"] == "computed each epoch" and len(features.entries()) == 1
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_wrong_features_of_views_are_found(taken, count, monkeypatch):
+    _, take = taken
+    right = augment.Shown.__getitem__
+    monkeypatch.setattr(augment.Shown, "__getitem__", lambda shown, rows: 255 - right(shown, rows))
+    with pytest.raises(prefix.FeaturesDiffer, match="differ"):
+        take(0, count)
+
+
+def test_a_process_of_its_own_makes_the_views_too(tmp_path, tiny_study):
+    text = tiny_study.replace("epochs = 1", "epochs = 1\naugment = { rotation = 0.1 }\naugment_views = 3")
+    options = plan.Options(limit=20, only=("output",), seeds=(0,))
+    study = plan.resolve(studies.parse(text, "tiny"), options)
+    planned = plan.runs(study, options, lambda data: "f", lambda path: "w")
+    setting = {"estimate": None, "engines": [{"name": "cached", "most_bytes": None}]}
+    job = {"runs": [plan.plain(run) for run in planned], "settings": [setting] * len(planned)}
+    job |= {"results": str(tmp_path), "data_dir": None}
+    keys = jobs._compute_all(job, lambda event, **facts: None)
+    made = {entry.about["images"]: entry.about["layout"]["rows"] for entry in features.entries()}
+    assert made == {20: {"train": 20, "validation": 20, "test": 20}, 60: {"train": 60}}
+    assert keys == {entry.key for entry in features.entries()}

@@ -2,7 +2,7 @@ import pytest
 
 from frostline import plan, studies
 from frostline.errors import UserError
-from frostline.studies import Backbone, Head, HeadLayer, Parameter
+from frostline.studies import Augment, Backbone, Head, HeadLayer, Parameter
 
 
 def parse(tiny, old="", new=""):
@@ -51,6 +51,49 @@ def test_engines_are_inherited_by_all_runs(tiny_study):
     assert [f.engine for f in study.freeze] == [("cached", "plain"), ("auto",)]
     assert study.pretrain.freeze.engine == ("plain",)
     assert parse(tiny_study).freeze[0].engine == ("auto",)
+
+
+TURNED = '[augment]\nflip = "both"\nrotation = 0.1\n'
+
+
+def augmented(freezes):
+    """What each stage of each configuration does to its images."""
+    return [[(stage.augment, stage.augment_views) for stage in freeze.stages] for freeze in freezes]
+
+
+def test_all_stages_are_augmented_unless_they_say_otherwise(tiny_study):
+    study = parse(
+        tiny_study.replace("epochs = 1", "epochs = 1\naugment_views = 4"),
+        new=f"""
+        {TURNED}
+        [[freeze]]
+        name = "none"
+        augment = "none"
+        [[freeze]]
+        name = "own"
+        augment = {{ zoom = 0.2 }}
+        stages = [ {{ augment = false }}, {{ augment_views = 2 }}, {{ }} ]
+        """,
+    )
+    turned, own = Augment("both", rotation=0.1), Augment(zoom=0.2)
+    assert turned.fill == "nearest"
+    expected = [[(turned, 4)], [(turned, 4)], [(None, None)], [(None, None), (own, 2), (own, 4)]]
+    assert augmented(study.freeze) == expected
+    assert augmented(parse(tiny_study).freeze) == [[(None, None)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("", Augment("both", rotation=0.1)),
+        ("rotation = 0.2", Augment("both", rotation=0.2)),
+        ("augment = false", None),
+        ("augment = { zoom = 0.1 }", Augment(zoom=0.1)),
+    ],
+)
+def test_a_pretraining_inherits_the_augmentation(tiny_study, own, expected):
+    study = parse(tiny_study, new=f"{TURNED}[pretrain]\nclasses = [0, 1]\n{own}")
+    assert study.pretrain.freeze.stages[0].augment == expected
 
 
 def test_the_frontier_mode_is_each_stages_own(tiny_study):
@@ -135,6 +178,14 @@ def test_head_layers(tiny_study):
         ('name = "all"', 'name = "all"\nengine = "cache"', r"'all': engine = 'cache'; did you mean 'cached'\?"),
         ('name = "all"', 'name = "all"\nengine = []', r"one or several different of: auto, cached, plain"),
         ('name = "all"', 'name = "all"\nengine = ["plain", "plain"]', r"one or several different of: auto, cached"),
+        ('title = "tiny"', "[augment]\nrotate = 0.1", r"\[augment\]: unknown key 'rotate'; did you mean 'rotation'\?"),
+        ('title = "tiny"', "[augment]\nrotation = 30", r"rotation = 30; give a number between 0 and 1"),
+        ('title = "tiny"', "[augment]\nflip = true", r"flip = True; there are: horizontal, vertical, both"),
+        ('title = "tiny"', '[augment]\nzoom = 0.1\nfill = "black"', r"fill = 'black'; there are: nearest, reflect"),
+        ('title = "tiny"', '[augment]\nfill = "wrap"', r"\[augment\] = .*; write augment = \{ flip"),
+        ("batch_size = 16", "augment = true", r"augment = True; write augment = \{ flip"),
+        ("batch_size = 16", "augment_views = 4", r"augment_views = 4 needs an \[augment\] to draw views from"),
+        ("batch_size = 16", "augment_views = 0", r"augment_views = 0; give a whole number of at least 1"),
         ("batch_size = 16", 'engine = "fast"', r"engine = 'fast'; there are: auto, cached, plain"),
         ("batch_size = 16", 'frontier = "exakt"', r"frontier = 'exakt'; did you mean 'exact'\?"),
         ("batch_size = 16", 'frontier = ["exact"]', r"frontier = \['exact'\]; did you mean 'exact'\?"),

@@ -410,3 +410,21 @@ def test_the_mode_of_a_frontier_that_is_not_exact_is_said():
 
 def test_no_records():
     assert tables.render([], "github") == "no records" and tables.render([], "json") == "[]"
+
+
+def test_augmented_rows_are_marked_and_explained():
+    turned = {"augment": "rotation 0.1, fill nearest", "augment_seconds": 1.5}
+    few = {"augment": "rotation 0.1, fill nearest, 4 views", "augment_views": 4}
+    found = [cached("new", 0, **turned), train("slow", 0, **turned), cached("few", 0, **few), cached("straight", 0)]
+    text = tables.render(found, "github")
+    assert "few §" in text and "new §" not in text and "slow §" not in text and "augment s" in text
+    assert "Training images of new, slow: rotation 0.1, fill nearest." in text
+    assert "Training images of few §: rotation 0.1, fill nearest, 4 views." in text
+    assert "over new views in every epoch" in text and "§ augment_views" in text
+    rows = json.loads(tables.render(found, "json"))
+    assert [row["augment_seconds"] for row in rows] == [1.5, 1.5, None, None]
+    assert [row["augment_views"] for row in rows] == [None, None, 4, None]
+    unmarked = tables.render([cached("straight", 0)], "github")
+    assert not any(word in unmarked for word in ("augment", "§", "views"))
+    plain = tables.render([train("slow", 0, **turned)], "github")
+    assert "new views in every epoch" not in plain and "§" not in plain

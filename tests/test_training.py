@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from frostline import device, freezing, heads, models, training
+from frostline import augment, device, freezing, heads, models, training
 from frostline.datasets import Split
 from frostline.errors import UserError
-from frostline.studies import Backbone, EarlyStopping, Head, ReduceOnPlateau, Stage
+from frostline.studies import Augment, Backbone, EarlyStopping, Head, ReduceOnPlateau, Stage
 
 SMALL = Backbone("small_cnn")
 LINEAR = Head(pooling="average")
@@ -108,6 +108,17 @@ def test_fit_shows_the_images_in_our_order(split):
     assert [len(batch) for batch in seen] == [16, 16, 8] * 2 + [32, 8]
     expected = [training.order(40, 5, stage, epoch) for stage, epoch in [(1, 0), (1, 1), (2, 0)]]
     assert np.array_equal(np.concatenate(seen), np.concatenate(expected))
+
+
+def test_each_epoch_shows_views_of_its_own_in_its_order(split):
+    stage = Stage(augment=Augment("horizontal", rotation=0.1))
+    views = augment.build(stage, split.images, seed=5, number=2, split_seed=0)
+    batches = training._batches(split, 16, 5, 2, views)
+    for epoch in (0, 1):
+        images, labels = (np.concatenate(x) for x in zip(*(next(batches) for _ in range(3)), strict=True))
+        order = training.order(40, 5, 2, epoch)
+        assert np.array_equal(labels, split.labels[order])
+        assert np.array_equal(images, augment.show(views, augment.numbers(views, epoch))[order])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(split):

@@ -12,17 +12,28 @@ import numpy as np
 BLOCK_BYTES = 64 * 2**20
 TIMED_STEPS, TIMED_BLOCK, TIMED_SECONDS = 100, 5, 1.0
 KEPT_PROGRAMS = 4
+OfViews = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Features of some images, one array [N, ...] per tensor that crosses the frontier, and their labels [N]."""
+    """Features of some images, one array [N, ...] per tensor that crosses the frontier, and their labels [N].
+
+    Where `of_views` gives the features of views, those of the images only tell its shapes, and a row is the number of
+    a view: v * N + i for view v of image i.
+    """
 
     features: tuple[np.ndarray, ...]
     labels: np.ndarray
+    of_views: OfViews | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """Features and labels of some rows."""
+        features = self.of_views(rows) if self.of_views and len(rows) else tuple(a[rows] for a in self.features)
+        return features, self.labels[rows % len(self)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ def fit(
 ) -> tuple[float, bool]:
     """Train a compiled Keras model on rows that may lie in a mapped file.
 
-    The same steps on the same batches as `fit`, the last partial batch kept; `order` gives each epoch's permutation.
+    The same steps on the same batches as `fit`, the last partial batch kept; `order` gives each epoch's rows.
     Blocks of at most BLOCK_BYTES are gathered while the block before is trained on, so memory does not grow with the
     number of images. Returns the seconds of tracing and compiling, which happen before the first step, and whether
     an equal model had them earlier.
@@ -280,11 +291,12 @@ def _gather(rows: Rows, taken: np.ndarray, shape: tuple[int, int]) -> tuple[Any,
 
     def block(array: np.ndarray) -> Any:
         out = np.empty((shape[0] * shape[1], *array.shape[1:]), array.dtype)
-        out[: len(taken)] = array[taken]
+        out[: len(taken)] = array
         out[len(taken) :] = 0
         return tf.convert_to_tensor(out.reshape(*shape, *array.shape[1:]))
 
-    return tuple(block(a) for a in rows.features), block(rows.labels)
+    features, labels = rows.take(taken)
+    return tuple(block(a) for a in features), block(labels)
 
 
 def _bare(tensors: Any) -> Any:

@@ -46,11 +46,8 @@ def timing_key(run: Run) -> str:
     The trials of a search are timed as what they vary, once for all of them.
     """
     freeze = run.freeze.drawn.varied if run.freeze.drawn else run.freeze
-    stages = [
-        {k: v for k, v in plain(stage).items() if k in ("train", "optimizer", "batch_size", "batch_norm", "frontier")}
-        | {"epochs": stage.epochs}
-        for stage in freeze.stages
-    ]
+    kept = ("train", "optimizer", "batch_size", "batch_norm", "frontier", "epochs", "augment", "augment_views")
+    stages = [{k: v for k, v in plain(stage).items() if k in kept} for stage in freeze.stages]
     head = freeze.head if freeze.head is None or isinstance(freeze.head, str) else plain(freeze.head)
     data = [plain(run.data), run.fingerprint, run.limit]
     return json.dumps([stages, head, run.engine, data], sort_keys=True)

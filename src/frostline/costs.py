@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frostline import cached, freezing, frontier, prefix, training
+from frostline import augment, cached, freezing, frontier, prefix, training
 from frostline.errors import UserError
 from frostline.features import size
 from frostline.models import Network
@@ -94,7 +94,7 @@ def _stage(
                 f'{", ".join(sorted(moved & set(cut.below)))}; give that stage frontier = "exact"'
             )
         return _plain(network, stage, images, xla, "an earlier stage trains below the frontier")
-    total = images["pass"]
+    total = _passed(images, stage)
     if cut.image_bytes * total > room.disk_bytes:
         told = f"its features take {size(cut.image_bytes * total)}, and there is room for {size(room.disk_bytes)}"
         if asked == "cached" or stage.frontier != "exact":
@@ -113,7 +113,12 @@ def _stage(
         return dataclasses.replace(cost, reason="asked for")
     if cost.other_seconds is not None and cost.seconds <= cost.other_seconds:
         return cost
-    plain = _plain(network, stage, images, xla, "reading features would cost more than computing them")
+    reason = (
+        "new views in every epoch leave little"
+        if _streamed(stage)
+        else "reading features would cost more than computing them"
+    )
+    plain = _plain(network, stage, images, xla, reason)
     if plain.seconds <= cost.seconds:
         return dataclasses.replace(plain, other_seconds=cost.seconds)
     return dataclasses.replace(cost, other_seconds=plain.seconds)
@@ -142,20 +147,22 @@ def _cached(
     training.compile_model(cut.suffix, stage, xla)
     rows = _random_rows(cut, stage.batch_size, network.model.output_shape[-1])
     first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, time.perf_counter)
-    trained, answered = _trained(images, stage), _answered(images, stage)
+    trained, answered, stored = _trained(images, stage), _answered(images, stage), _passed(images, stage)
     suffix = first + step / stage.batch_size * (trained + FORWARD * answered)
-    fits = cut.image_bytes * images["pass"] <= room.memory_bytes
+    again = trained if _streamed(stage) else 0
+    fits = cut.image_bytes * stored <= room.memory_bytes
     rate = MEMORY_BYTES_PER_SECOND if fits else DISK_BYTES_PER_SECOND
-    storing = cut.image_bytes * images["pass"] / STORE_BYTES_PER_SECOND
-    reading = cut.image_bytes * (trained + answered) / rate
+    storing = cut.image_bytes * stored / STORE_BYTES_PER_SECOND
+    reading = cut.image_bytes * (trained - again + answered) / rate
+    showing = _view(stage, network, known) * (again or stored - images["pass"])
     return Cost(
         engine="cached",
         reason="cheaper",
-        seconds=pass_image * images["pass"] + storing + reading + suffix,
+        seconds=pass_image * (stored + again) + showing + storing + reading + suffix,
         other_seconds=pass_image * (trained + answered) + suffix,
         step_seconds=step,
         first_step_seconds=first,
-        pass_seconds=pass_image * images["pass"],
+        pass_seconds=pass_image * stored,
         image_bytes=cut.image_bytes,
         boundary=cut.boundary,
     )
@@ -169,6 +176,26 @@ def _trained(images: Mapping[str, int], stage: Stage) -> int:
 def _answered(images: Mapping[str, int], stage: Stage) -> int:
     """Images that the network is asked about: validation after each epoch, everything at the end."""
     return (stage.epochs + 1) * images["validation"] + images["train"] + images.get("test", 0)
+
+
+def _streamed(stage: Stage) -> bool:
+    """Whether training images are new in every epoch, so that their features are computed whenever they are shown."""
+    return stage.augment is not None and not stage.augment_views
+
+
+def _passed(images: Mapping[str, int], stage: Stage) -> int:
+    """Images whose features are stored: all of them, and the fixed views of those that are trained on."""
+    return images["pass"] + (stage.augment_views or 0) * images["train"]
+
+
+def _view(stage: Stage, network: Network, known: dict[tuple[str, ...], float]) -> float:
+    """Seconds that a view of an image takes; none where a stage shows the images themselves."""
+    if stage.augment is None:
+        return 0.0
+    key = ("augment", repr(stage.augment))
+    if key not in known:
+        known[key] = augment.seconds_per_image(stage.augment, size=network.model.input_shape[1])
+    return known[key]
 
 
 def _random_rows(cut: frontier.Cut, count: int, units: int) -> cached.Rows:

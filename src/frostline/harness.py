@@ -467,12 +467,14 @@ def _has_features(member: Member, results: Path) -> bool:
         return (*run.origin, run.fingerprint, run.limit, precision)
 
     own = source(member.run, member.setting.precision)
-    left: set[tuple[str, ...]] = set()
+    left: set[tuple[tuple[str, ...], int | None]] = set()
     for record in newest(results).values():
         entries = record.get("features") or []
         if entries and source(plan.restore(Run, record["config"]), record["precision"]) == own:
-            left |= {tuple(entry["boundary"]) for entry in entries if features.about(entry["key"])}
-    return {tuple(stage["boundary"]) for stage in member.setting.stages if stage["boundary"]} <= left
+            left |= {(tuple(e["boundary"]), e.get("views")) for e in entries if features.about(e["key"])}
+    stages = zip(member.run.freeze.stages, member.setting.stages, strict=False)
+    wanted = [(tuple(cost["boundary"]), views) for stage, cost in stages for views in (None, stage.augment_views)]
+    return {(boundary, views) for boundary, views in wanted if boundary} <= left
 
 
 def _finished_runs(results: Path) -> set[str]:

@@ -19,7 +19,9 @@ os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # a GPU's memory is taken as i
 os.environ["KERAS_BACKEND"] = "tensorflow"  # before anything imports Keras; a person's own choice is for their own code
 
 from frostline import (
+    augment,
     backbones,
+    cached,
     children,
     choice,
     costs,
@@ -211,9 +213,11 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         dataset.train,
         dataset.validation,
         seed=run.seed,
+        split_seed=run.data.split_seed,
         xla=setting["xla"] == "on",
         engines=[training.Engine(**engine) for engine in setting["engines"]],
         source=lambda cut: _of_rows(_features(network, cut, run, whole, shelf, used, emit), rows),
+        view_source=lambda cut, views: _of_views(network, cut, run, views, shelf, used, emit),
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
     answers = _evaluate(network, dataset, trained)
@@ -231,6 +235,7 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         "reason": None,
         **_of_training(trained),
         **_of_features(used),
+        **_of_augmentation(run, trained),
         **_of_answers(dataset, answers),
         **peaks,
         "kept_fresh": kept_fresh,
@@ -270,6 +275,17 @@ def _of_features(used: Used) -> dict[str, Any]:
         "features_difference": used.difference,
         "features_bytes": sum(facts["bytes"] for facts in taken) if taken else None,
         "features": taken,
+    }
+
+
+def _of_augmentation(run: Run, trained: training.Trained) -> dict[str, Any]:
+    """What a record says of views of training images; all null where the images themselves were shown."""
+    told = dict.fromkeys(augment.describe(stage) for stage in run.freeze.stages if stage.augment)
+    counts = [stage.augment_views for stage in run.freeze.stages if stage.augment_views]
+    return {
+        "augment": "; ".join(map(str, told)) or None,
+        "augment_views": max(counts, default=None),
+        "augment_seconds": trained.augment_seconds,
     }
 
 
@@ -331,24 +347,72 @@ def _features(
 ) -> training.Arrays:
     """The features of a cut, and the proof on a sample of them that they are what the whole network computes."""
     need = _need(network, cut, run)
-    before = time.perf_counter()
-    book = shelf.take(need.key, lambda: _compute([need], run, dataset, emit))
-    used.reused &= need.key not in shelf.new
-    shelf.new.discard(need.key)
-    if need.key not in used.facts:
-        used.load_seconds += shelf.load_seconds[need.key]
-    used.facts[need.key] = _facts(need.key, book)
-    used.waited_seconds += time.perf_counter() - before
-    rows = np.random.default_rng(run.seed).permutation(len(dataset.train.labels))[: prefix.SAMPLE]
+    book = _open(need.key, lambda: _compute([need], _splits(dataset), run, emit), shelf, used)
+    rows = _sample(run, dataset.train.images)
     sample = tuple(np.ascontiguousarray(a[rows]) for a in book.arrays["train"])
+    _prove(need, dataset.train.images[rows], sample, shelf, used)
+    return book.arrays
+
+
+def _of_views(
+    network: models.Network,
+    cut: frontier.Cut,
+    run: Run,
+    views: augment.Views,
+    shelf: Shelf,
+    used: Used,
+    emit: Emit,
+) -> cached.OfViews:
+    """The features of augmented training images, computed whenever they are shown or, where the views are fixed, once;
+    with the same proof."""
+    need = _need(network, cut, run, views if views.count else None)
+    if views.count is None:
+        forward = prefix.forward(network, cut, views.images[: prefix.SAMPLE])
+        used.facts[need.key]["train_images"] = "computed each epoch"
+
+        def take(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+            return forward(augment.Shown(views, numbers))
+    else:
+        images = {"train": augment.every(views)}
+        book = _open(need.key, lambda: _compute([need], images, run, emit), shelf, used)
+        used.facts[need.key]["views"] = views.count
+
+        def take(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
+            return tuple(a[numbers] for a in book.arrays["train"])
+
+    numbers = augment.numbers(views, 0)[_sample(run, views.images)]
+    _prove(need, augment.show(views, numbers), take(numbers), shelf, used)
+    views.seconds = 0.0
+    return take
+
+
+def _open(key: str, make: Callable[[], set[str]], shelf: Shelf, used: Used) -> features.Features:
+    """Features from the shelf, made where they are missing, and what that cost the run."""
+    before = time.perf_counter()
+    book = shelf.take(key, make)
+    used.reused &= key not in shelf.new
+    shelf.new.discard(key)
+    if key not in used.facts:
+        used.load_seconds += shelf.load_seconds[key]
+    used.facts[key] = _facts(key, book)
+    used.waited_seconds += time.perf_counter() - before
+    return book
+
+
+def _sample(run: Run, images: np.ndarray) -> np.ndarray:
+    """Which images a run re-computes."""
+    return np.random.default_rng(run.seed).permutation(len(images))[: prefix.SAMPLE]
+
+
+def _prove(need: prefix.Need, images: np.ndarray, rows: tuple[np.ndarray, ...], shelf: Shelf, used: Used) -> None:
+    """Prove features of some images; those that are wrong are thrown away."""
     try:
-        difference = prefix.verify(network, cut, dataset.train.images[rows], sample)
+        difference = prefix.verify(need.network, need.cut, images, rows)
     except prefix.FeaturesDiffer:
         shelf.clear()
         features.clear([need.key])
         raise
     used.difference = max(difference, used.difference or 0.0)
-    return book.arrays
 
 
 def _of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Arrays:
@@ -356,9 +420,16 @@ def _of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Array
     return arrays if rows is None else {**arrays, "train": tuple(a[rows] for a in arrays["train"])}
 
 
-def _need(network: models.Network, cut: frontier.Cut, run: Run) -> prefix.Need:
+def _need(network: models.Network, cut: frontier.Cut, run: Run, views: augment.Views | None = None) -> prefix.Need:
     data = {k: v for k, v in plan.plain(run.data).items() if k not in ("scaling", "train_images")}
-    known = {"data": data, "fingerprint": run.fingerprint, "limit": run.limit, "decoder": datasets.DECODER}
+    known: dict[str, Any] = {
+        "data": data,
+        "fingerprint": run.fingerprint,
+        "limit": run.limit,
+        "decoder": datasets.DECODER,
+    }
+    if views:
+        known |= {"augment": plan.plain(views.settings), "views": views.count, "part": list(run.data.train_images)}
     return prefix.need(network, cut, known)
 
 
@@ -388,28 +459,35 @@ def _compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
     settings: dict[Any, tuple[Run, dict[str, Any]]] = {}
     for run, setting in zip(_runs(job), job["settings"], strict=True):
         where = [stage["boundary"] for stage in setting["estimate"] or []] or run.configuration
-        settings.setdefault((run.origin, str(where)), (run, setting))
+        drawn = [(stage.augment, stage.augment_views, run.data.train_images) for stage in run.freeze.stages]
+        settings.setdefault((run.origin, str(where), str([d for d in drawn if d[1]])), (run, setting))
     needs: list[prefix.Need] = []
+    fixed: list[tuple[prefix.Need, dict[str, prefix.Images]]] = []
     for run, setting in settings.values():
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
         network = build(run, dataset)
         start_weights(network, run, Path(job["results"]))
+        images = datasets.part(dataset, run.data)[1].train.images
         for stage, engine in zip(run.freeze.stages, setting["engines"], strict=True):
             freezing.apply(network.model, network.groups, stage)
             if engine["name"] == "cached":
                 cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine["most_bytes"])
                 needs += [_need(network, cut, run)] if cut.prefix else []
-    return _compute(needs, run, dataset, emit) if needs else set()
+                views = augment.build(stage, images, seed=run.seed, number=1, split_seed=run.data.split_seed)
+                if cut.prefix and views and views.count:
+                    fixed.append((_need(network, cut, run, views), {"train": augment.every(views)}))
+    made = _compute(needs, _splits(dataset), run, emit) if needs else set()
+    return made.union(*(_compute([need], shown, run, emit) for need, shown in fixed))
 
 
-def _compute(needs: Sequence[prefix.Need], run: Run, dataset: datasets.Dataset, emit: Emit) -> set[str]:
-    about = {"study": run.study, "backbone": run.backbone.name, "images": len(dataset.train.labels)}
+def _compute(needs: Sequence[prefix.Need], splits: dict[str, prefix.Images], run: Run, emit: Emit) -> set[str]:
+    about = {"study": run.study, "backbone": run.backbone.name, "images": len(splits["train"])}
 
     def report(done: int, total: int) -> None:
         emit("features", done=done, total=total)
 
-    return prefix.compute(needs, _splits(dataset), about=about, report=report)
+    return prefix.compute(needs, splits, about=about, report=report)
 
 
 def build(run: Run, dataset: datasets.Dataset) -> models.Network:
@@ -556,6 +634,7 @@ def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tupl
     mask = freezing.apply(network.model, network.groups, stage)
     cut = frontier.split(network.model, mode=stage.frontier)
     told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
+    told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views}
     if listed:
         below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
         layers = freezing.layers(network.model, network.groups)

@@ -24,6 +24,7 @@ TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
 Program = Callable[[Any], list[Any]]
 Write = Callable[[str, tuple[np.ndarray, ...]], None]
 Report = Callable[[int, int], None]
+Images = Any  # uint8 [N, H, W, 3]: an array, or views (`augment.Shown`) that are made as they are asked for
 
 
 # The last program of `_whole`, for the pass and the runs that ask for it again with the same weights below.
@@ -60,7 +61,7 @@ def need(network: Network, cut: Cut, data: Mapping[str, Any]) -> Need:
 
 def compute(
     needs: Iterable[Need],
-    splits: Mapping[str, np.ndarray],
+    splits: Mapping[str, Images],
     *,
     about: Mapping[str, Any],
     limit_bytes: int | None = None,
@@ -85,6 +86,18 @@ def compute(
 
         _write_all(sorted(together, key=lambda n: n.key), {}, run, splits, about, limit_bytes)
     return computed
+
+
+def forward(network: Network, cut: Cut, sample: np.ndarray) -> Callable[[Images], tuple[np.ndarray, ...]]:
+    """The program of the pass, for images whose features are not kept; its precision is settled on a sample."""
+    assert cut.prefix is not None
+    program, _ = _accurate(Need(network, cut, "", {}), cut.prefix, sample)
+
+    def run(images: Images) -> tuple[np.ndarray, ...]:
+        answers = _batches(program, images, cut.feature_dtypes)
+        return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
+
+    return run
 
 
 def verify(network: Network, cut: Cut, images: np.ndarray, rows: tuple[np.ndarray, ...]) -> float:
@@ -157,13 +170,13 @@ def _nested(needs: Sequence[Need]) -> list[list[Need]]:
     return groups
 
 
-def _that_fit(needs: list[Need], splits: Mapping[str, np.ndarray], most: int) -> list[list[Need]]:
+def _that_fit(needs: list[Need], splits: Mapping[str, Images], most: int) -> list[list[Need]]:
     """The same frontiers in one pass, or each in its own where the store has no room for all of them at a time."""
     total = sum(_layout(n.cut, splits).nbytes for n in needs)
     return [needs] if total <= most else [[n] for n in needs]
 
 
-def _layout(cut: Cut, splits: Mapping[str, np.ndarray]) -> features.Layout:
+def _layout(cut: Cut, splits: Mapping[str, Images]) -> features.Layout:
     return features.Layout({name: len(x) for name, x in splits.items()}, cut.feature_shapes, cut.feature_dtypes)
 
 
@@ -178,7 +191,7 @@ def _write_all(
     needs: list[Need],
     writers: dict[str, Write],
     run: Callable[[Mapping[str, Write]], dict[str, Any]],
-    splits: Mapping[str, np.ndarray],
+    splits: Mapping[str, Images],
     about: Mapping[str, Any],
     limit_bytes: int | None,
 ) -> dict[str, Any]:
@@ -204,7 +217,7 @@ def _write_all(
 
 
 def _run(
-    needs: list[Need], splits: Mapping[str, np.ndarray], writers: Mapping[str, Write], report: Report
+    needs: list[Need], splits: Mapping[str, Images], writers: Mapping[str, Write], report: Report
 ) -> dict[str, Any]:
     """One pass over all images into the writers; what it tells of each key are the program and the seconds.
 
@@ -243,7 +256,7 @@ def _shares(needs: list[Need]) -> list[float]:
     return [min(1.0, x / times[0]) for x in times]
 
 
-def _batches(program: Program, images: np.ndarray, dtypes: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
+def _batches(program: Program, images: Images, dtypes: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
     """The program's answers for all images in order; one call a core at a time where a call keeps to one core."""
     import tensorflow as tf
 

@@ -23,6 +23,8 @@ FILE = "file:"  # what the name of a backbone begins with that is a Keras file
 REPORTED = ("trainable_params", "total_params", "top1", "train_top1", "validation_top1", "loss", "minutes")
 HISTORY = ("loss", "top1", "validation_loss", "validation_top1")
 HEAD_LAYERS = ("dense", "conv", "block", "dropout", "batch_norm")
+FLIPS = ("horizontal", "vertical", "both")
+FILLS = ("nearest", "reflect", "wrap", "constant")
 SAMPLERS = ("random", "tpe")
 Value = int | float | str
 
@@ -74,6 +76,23 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """How far the views of a training image go, in Keras's measures, applied in this order; 0 and None leave it out.
+
+    `rotation` is a fraction of a full turn, `fill` is what Keras puts where a moved image leaves its frame.
+    """
+
+    flip: str | None = None
+    rotation: float = 0.0
+    translation: float = 0.0
+    shear: float = 0.0
+    zoom: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    fill: str = "nearest"
+
+
+@dataclass(frozen=True)
 class EarlyStopping:
     """Stop when the validation loss has not improved for `patience` epochs."""
 
@@ -103,6 +122,8 @@ class Stage:
     frontier: str = "exact"
     early_stopping: EarlyStopping | None = None
     reduce_on_plateau: ReduceOnPlateau | None = None
+    augment: Augment | None = None
+    augment_views: int | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +260,7 @@ Reader = Callable[[Any, str], Any]
 
 
 def _study(table: dict[str, Any], name: str, where: str) -> Study:
-    known = ("title", "seeds", "data", "backbone", "pretrain", "head", "train", "freeze", "search")
+    known = ("title", "seeds", "data", "backbone", "pretrain", "head", "augment", "train", "freeze", "search")
     _only(table, known, where)
     for needed in ("data", "backbone", "freeze"):
         if needed not in table:
@@ -249,7 +270,9 @@ def _study(table: dict[str, Any], name: str, where: str) -> Study:
     train = table.get("train", {})
     _is_table(train, f"{where}: [train]")
     _only(train, [*sorted(_fields(Stage)), *RUN_KEYS], f"{where}: [train]")
-    base = _stage({k: v for k, v in train.items() if k not in RUN_KEYS}, f"{where}: [train]", Stage())
+    augment = _augment(table["augment"], f"{where}: [augment]") if "augment" in table else None
+    own = {k: v for k, v in train.items() if k not in RUN_KEYS}
+    base = _stage(own, f"{where}: [train]", Stage(augment=augment))
     inherited = {k: v for k, v in train.items() if k in RUN_KEYS}
     head = _head(table["head"], f"{where}: [head]") if "head" in table else None
     entries = _list(table["freeze"], f"{where}: [[freeze]]")
@@ -270,10 +293,14 @@ def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage, inheri
     _is_table(table, where)
     own = {"reported", *RUN_KEYS}
     parts = {"own": own, "stage": _fields(Stage), "data": _fields(Data), "head": _fields(Head)}
+    parts["augment"] = _fields(Augment)
     _only(table, [key for keys in parts.values() for key in sorted(keys)], where)
     pick = {part: {k: v for k, v in table.items() if k in keys} for part, keys in parts.items()}
-    shared = {key: value for key, value in study["data"].items() if key != "train_images"}
-    data = _data({**shared, **pick["data"]}, where)
+    task = {key: value for key, value in study["data"].items() if key != "train_images"}
+    data = _data({**task, **pick["data"]}, where)
+    if pick["augment"]:
+        shared = study.get("augment")
+        pick["stage"]["augment"] = {**(shared if isinstance(shared, dict) else {}), **pick["augment"]}
     stage = _stage({**pick["stage"], "train": pick["stage"].get("train", ["all"])}, where, base)
     head = study.get("head")
     if pick["head"]:
@@ -452,8 +479,25 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
             at,
             {"factor": _fraction, "patience": _whole, "min_learning_rate": lambda x, a: _number(x, a, least=0)},
         ),
+        "augment": _augment,
+        "augment_views": _whole,
     }
-    return _fill(Stage, table, where, readers, base)
+    stage = _fill(Stage, table, where, readers, base)
+    if stage.augment is None and stage.augment_views:
+        if "augment_views" in table:
+            raise UserError(f"{where}: augment_views = {stage.augment_views} needs an [augment] to draw views from")
+        stage = dataclasses.replace(stage, augment_views=None)  # what was inherited goes with the augmentation
+    return stage
+
+
+def _augment(value: Any, where: str) -> Augment | None:
+    if value is False or value == "none":
+        return None
+    if not isinstance(value, dict) or not set(value) - {"fill"}:
+        raise UserError(f'{where} = {value!r}; write augment = {{ flip = "horizontal" }}, or augment = "none"')
+    factors = ("rotation", "translation", "shear", "zoom", "brightness", "contrast")
+    readers: dict[str, Reader] = {"flip": _one_of(FLIPS), **dict.fromkeys(factors, _fraction), "fill": _one_of(FILLS)}
+    return _fill(Augment, value, where, readers)
 
 
 def _reported(value: Any, where: str) -> dict[str, Any]:

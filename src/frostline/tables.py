@@ -20,6 +20,7 @@ MEANS = (
     "process_start_seconds",
     "marginal_seconds",
     "features_difference",
+    "augment_seconds",
     "images_per_second",
     "peak_memory_bytes",
     "device_peak_memory_bytes",
@@ -42,6 +43,8 @@ SAME = (
     "batch_norm",
     "train_images",
     "features_bytes",
+    "augment",
+    "augment_views",
 )
 ASKED = (
     "title",
@@ -194,14 +197,15 @@ def plan(found: list[Row]) -> str:
                     stage["batch_norm"],
                     _frontier(stage),
                     cost["engine"],
-                    _features(cost, entry),
+                    _features(cost, entry, stage),
                     duration(_predicted(entry) * entry["seeds"]) if last else "",
                     f"{entry['memory_bytes'] * MIB:,.0f}" if last else "",
                 ]
             )
             other = cost["other_seconds"]
             against = "" if other is None else f" ({_fine(cost['seconds'])} against at least {_fine(other)})"
-            reasons.append(f"{first}, stage {number}: {cost['engine']}, {cost['reason']}{against}.")
+            shown = f" Trains on views: {stage['augment']}." if stage.get("augment") else ""
+            reasons.append(f"{first}, stage {number}: {cost['engine']}, {cost['reason']}{against}.{shown}")
     reasons += _to_come(found)
     headers = ["freeze", "stage", "trainable", "total", "trains", "frozen", "BatchNorm", "frontier"]
     headers += ["engine", "features MiB", "all seeds", "memory MiB"]
@@ -209,7 +213,7 @@ def plan(found: list[Row]) -> str:
     note = (
         f"About {duration(seconds)} of training in all, from a few measured steps in float32 without XLA, each run "
         "with a pass of its own; the start of processes, exports and inference come on top. Nothing was trained.\n"
-        "Below the frontier nothing changes while a stage trains: these features are the same in every epoch."
+        "Below the frontier nothing changes while a stage trains: the features of an image are the same in every epoch."
     )
     return "\n\n".join([_tabulate(lines, headers, "plain"), "\n".join(reasons), note])
 
@@ -304,10 +308,11 @@ def _fine(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
-def _features(cost: Row, entry: Row) -> str:
+def _features(cost: Row, entry: Row, stage: Row) -> str:
     if cost["image_bytes"] is None:
         return "-"
-    return f"{cost['image_bytes'] * entry['images']['pass'] * MIB:,.1f}"
+    images = entry["images"]["pass"] + (stage.get("augment_views") or 0) * entry["images"]["train"]
+    return f"{cost['image_bytes'] * images * MIB:,.1f}"
 
 
 def _frontier(stage: Row) -> str:
@@ -487,7 +492,8 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
             f"run had made them. Features re-computed by whole networks differed by {worst:.1e} of the largest at most."
         )
     if any("inference_prefix" in (row["frontier"] or "") for row in cached):
-        lines.append("‡ inference_prefix: what is frozen ran as in inference, without its dropout and augmentation.")
+        lines.append("‡ inference_prefix: what is frozen ran as in inference, without its dropout.")
+    lines += _augmentation(done)
     if any(row["protocol"] == "document" for row in train):
         lines.append("† validated on test, as the document did.")
     lines += [_chosen(row) for row in train if row["search"] and row["search"]["best"]]
@@ -510,6 +516,25 @@ def _chosen(row: Row) -> str:
         f"trials ({search['sampler']} search, seed {search['seed']}) it had the best top-1 on validation, "
         "then the lower loss."
     )
+
+
+def _augmentation(done: list[Row]) -> list[str]:
+    """What rows trained on views of their images did to them, and what became of features."""
+    shown: dict[str, list[str]] = {}
+    for row in done:
+        if row["augment"]:
+            shown.setdefault(row["augment"], []).append(_name(row))
+    if not shown:
+        return []
+    lines = [f"Training images of {', '.join(names)}: {what}." for what, names in shown.items()]
+    lines.append("augment s: making views of training images in the epochs, on the plain engine beside its steps.")
+    if any(row["augment"] and not row["augment_views"] and row["engine"] != "plain" for row in done):
+        lines.append(
+            "cached with augmentation: the frozen part ran forward over new views in every epoch (in epoch s)."
+        )
+    if any(row["augment_views"] for row in done):
+        lines.append("§ augment_views: each epoch showed one of a few views of each image that were drawn once.")
+    return lines
 
 
 def _steps(train: list[Row], form: str) -> str:
@@ -575,10 +600,12 @@ def _drawn(value: Any) -> str:
 
 
 def _name(row: Row) -> str:
-    marks = (" †" if row["protocol"] == "document" else "") + (
-        " ‡" if "inference_prefix" in (row.get("frontier") or "") else ""
-    )
-    return f"{_label(row)}{marks}"
+    marks = {
+        " †": row["protocol"] == "document",
+        " ‡": "inference_prefix" in (row.get("frontier") or ""),
+        " §": row.get("augment_views"),
+    }
+    return f"{_label(row)}{''.join(mark for mark, given in marks.items() if given)}"
 
 
 def _share(row: Row) -> str:
@@ -607,6 +634,7 @@ COST: list[Column] = [
     ("first step s", _mean("first_step_seconds")),
     ("features s", _mean("features_seconds")),
     ("epoch s", _mean("epoch_seconds", digits=3)),
+    ("augment s", _mean("augment_seconds")),
     ("total s", _mean("total_seconds", digits=1)),
     ("reported min", _reported("minutes", digits=2)),
     ("added s", _mean("marginal_seconds", digits=1)),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from frostline import cached, device, freezing, frontier, heads
+from frostline import augment, cached, device, freezing, frontier, heads
 from frostline.datasets import Split
 from frostline.errors import UserError, nearest
 from frostline.models import Network
@@ -27,6 +27,8 @@ class Trained:
     """What training did: one history entry per epoch, one mask and proof per stage, seconds as the design defines.
 
     `spared_seconds` are those of compiling that a run before had for this one: `first_step_seconds` has them too.
+    `augment_seconds` were spent on views of training images while epochs ran, beside the steps of the plain engine;
+    None where none was made.
     """
 
     history: list[dict[str, Any]]
@@ -40,6 +42,7 @@ class Trained:
     cuts: list[frontier.Cut | None]
     features: "Arrays | None"
     spared_seconds: float
+    augment_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Engine:
 
 Arrays = Mapping[str, tuple[Any, ...]]  # the features of each split, by its name
 Source = Callable[[frontier.Cut], Arrays]  # gives the features of a cached stage
+ViewSource = Callable[[frontier.Cut, augment.Views], cached.OfViews]  # gives those of its augmented training images
 
 
 @dataclass
@@ -109,9 +113,11 @@ def train(
     validation: Split | None,
     *,
     seed: int,
+    split_seed: int = 0,
     xla: bool,
     engines: Sequence[Engine] = (),
     source: Source | None = None,
+    view_source: ViewSource | None = None,
     report: Report = lambda **event: None,
     read: Callable[[], float] = time.perf_counter,
 ) -> Trained:
@@ -121,32 +127,40 @@ def train(
     """
     clock = Clock(read)
     history: list[dict[str, Any]] = []
-    masks, proofs, restored, cuts = [], [], [], []
+    masks, proofs, restored, cuts, shown = [], [], [], [], []
     features: Arrays | None = None
     spared = 0.0
     for number, stage in enumerate(stages, 1):
         engine = engines[number - 1] if engines else Engine()
         mask = freezing.apply(network.model, network.groups, stage)
         before = freezing.frozen_digests(network.model, mask)
-        cut, features, model = None, None, network.model
+        views = augment.build(stage, train.images, seed=seed, number=number, split_seed=split_seed)
+        cut, features, of_views, model = None, None, None, network.model
         if engine.name == "cached":
             assert source
             found = frontier.split(network.model, mode=stage.frontier, most_bytes=engine.most_bytes)
             if found.prefix is not None:  # where nothing is worth computing once, the whole network is trained
                 cut, features, model = found, source(found), found.suffix
+                if views:
+                    assert view_source
+                    of_views = view_source(found, views)
         compile_model(model, stage, xla)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
         if features is None:
-            _fit_plain(model, train, validation, stage, seed, number, callbacks)
+            _fit_plain(model, train, validation, stage, seed, number, callbacks, views)
         else:
-            compiling, ready = _fit_cached(model, features, train, validation, stage, seed, number, callbacks, read)
+            rows = cached.Rows(features["train"], train.labels, of_views)
+            compiling, ready = _fit_cached(
+                model, features, rows, validation, stage, seed, number, callbacks, read, views
+            )
             clock.compiled(compiling)
             spared += compiling if ready else 0.0
         restored.append(_restored_epoch(stopper))
         proofs.append(freezing.prove(before, freezing.frozen_digests(network.model, mask)))
         masks.append(mask)
         cuts.append(cut)
+        shown += [views.seconds] if views else []
     whole = [s for s in clock.epochs if math.isfinite(s)]
     return Trained(
         history=history,
@@ -160,14 +174,22 @@ def train(
         cuts=cuts,
         features=features,
         spared_seconds=spared,
+        augment_seconds=sum(shown) or None,
     )
 
 
 def _fit_plain(
-    model: Any, train: Split, validation: Split | None, stage: Stage, seed: int, number: int, callbacks: list[Any]
+    model: Any,
+    train: Split,
+    validation: Split | None,
+    stage: Stage,
+    seed: int,
+    number: int,
+    callbacks: list[Any],
+    views: augment.Views | None,
 ) -> None:
     model.fit(
-        _batches(train, stage.batch_size, seed, number),
+        _batches(train, stage.batch_size, seed, number, views),
         epochs=stage.epochs,
         steps_per_epoch=math.ceil(len(train.labels) / stage.batch_size),
         validation_data=None if validation is None else (validation.images, validation.labels),
@@ -181,22 +203,23 @@ def _fit_plain(
 def _fit_cached(
     model: Any,
     features: Arrays,
-    train: Split,
+    train: cached.Rows,
     validation: Split | None,
     stage: Stage,
     seed: int,
     number: int,
     callbacks: list[Any],
     read: Callable[[], float],
+    views: augment.Views | None,
 ) -> tuple[float, bool]:
     return cached.fit(
         model,
-        cached.Rows(features["train"], train.labels),
+        train,
         None if validation is None else cached.Rows(features["validation"], validation.labels),
         epochs=stage.epochs,
         batch_size=stage.batch_size,
         evaluation_batch=EVALUATION_BATCH,
-        order=lambda epoch: order(len(train.labels), seed, number, epoch),
+        order=lambda epoch: _rows(len(train), seed, number, epoch, views),
         callbacks=callbacks,
         read=read,
     )
@@ -222,7 +245,8 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
     compile_model(network.model, stage, xla)
     # On random labels a loss may run away; what a step costs does not depend on it.
     log = _Log(clock, [], 1, stage, 1, n, lambda **event: None, must_stay_finite=False)
-    batches = _batches(Split(images, labels, []), stage.batch_size, 0, 1)
+    views = augment.build(stage, images, seed=0, number=1, split_seed=0)
+    batches = _batches(Split(images, labels, []), stage.batch_size, 0, 1, views)
     callbacks = [log.callback()]
     network.model.fit(batches, epochs=1, steps_per_epoch=count + 1, callbacks=callbacks, shuffle=False, verbose=0)
     return StepTimes(clock.compiling[0], statistics.median(clock.steps))
@@ -285,17 +309,27 @@ def order(count: int, seed: int, stage: int, epoch: int) -> Any:
     return np.random.default_rng((seed, stage, epoch)).permutation(count)
 
 
-def _batches(split: Split, batch_size: int, seed: int, stage: int) -> Iterator[tuple[Any, Any]]:
+def _rows(count: int, seed: int, stage: int, epoch: int, views: augment.Views | None) -> Any:
+    """What an epoch shows, in its order: images, or numbers of their views."""
+    shuffled = order(count, seed, stage, epoch)
+    return shuffled if views is None else augment.numbers(views, epoch)[shuffled]
+
+
+def _batches(
+    split: Split, batch_size: int, seed: int, stage: int, views: augment.Views | None = None
+) -> Iterator[tuple[Any, Any]]:
     """Endless batches of the split, in a new order each epoch, the last partial batch kept.
 
     A generator, because Keras gives one its batches as they come; those of a PyDataset it shuffles and prefetches
     across epochs.
     """
+    count = len(split.labels)
     for epoch in itertools.count():
-        shuffled = order(len(split.labels), seed, stage, epoch)
-        for start in range(0, len(shuffled), batch_size):
+        shuffled = _rows(count, seed, stage, epoch, views)
+        for start in range(0, count, batch_size):
             rows = shuffled[start : start + batch_size]
-            yield split.images[rows], split.labels[rows]
+            images = split.images[rows] if views is None else augment.show(views, rows)
+            yield images, split.labels[rows % count]
 
 
 def _callbacks(stage: Stage, log: "_Log") -> tuple[list[Any], Any]:
