@@ -15,10 +15,11 @@ FLOORS = {
     2: {"records", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"models", "frontier", "cached", "runtimes", "search"},
-    5: {"prefix", "training", "exporting", "inference"},
-    6: {"costs"},
-    7: {"harness", "jobs"},
-    8: {"cli"},
+    5: {"training", "exporting", "inference"},
+    6: {"prefix"},
+    7: {"costs"},
+    8: {"harness", "jobs"},
+    9: {"cli"},
 }
 # plan needs studies alone; choice needs plan; search needs plan, heads and backbones;
 # freezing marks the BatchNormalization of layers.

@@ -229,6 +229,68 @@ def test_a_program_that_is_not_accurate_gives_way_to_float32(bfloat16, monkeypat
             assert np.allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-6)  # rounded once, when they are kept
 
 
+# -- ONNX Runtime --------------------------------------------------------------------------------
+
+
+def by_onnx(need):
+    return features.about(need.key)["program"] == "ONNX Runtime float32"
+
+
+@pytest.fixture
+def tensorflow_is(monkeypatch):
+    """Says what TensorFlow's program is timed at in a pass that is long, where that of ONNX Runtime takes a second."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(prefix, "TRY_ONNX_SECONDS", 0.0)
+
+    def say(seconds):
+        def timed(program, images):
+            return seconds if hasattr(program, "get_concrete_function") else 1.0
+
+        monkeypatch.setattr(prefix, "_seconds", timed)
+
+    return say
+
+
+@pytest.mark.parametrize(("build", "trained"), [(residual, ["conv_3", "output"]), (nested, ["conv_2", "bn", "output"])])
+def test_a_long_pass_takes_onnx_runtime_where_it_is_faster(build, trained, tensorflow_is):
+    tensorflow_is(2.0)
+    need = needed(network(build, *trained))
+    compute(need)
+    assert by_onnx(need)
+    assert prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 1e-5
+
+
+def test_nested_frontiers_by_onnx_runtime(tensorflow_is):
+    tensorflow_is(2.0)
+    high, low = needed(network(residual, "output")), needed(network(residual, "conv_3", "output"))
+    compute(high, low)
+    for need in (high, low):
+        assert by_onnx(need)
+        assert prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 1e-5
+
+
+def test_features_of_bfloat16_by_onnx_runtime_are_those_of_float32_rounded_once(bfloat16, tensorflow_is):
+    tensorflow_is(2.0)
+    need = needed(network(residual, "conv_3", "output"))
+    compute(need)
+    assert by_onnx(need) and {a.dtype.name for a in stored(need)["train"]} == {"bfloat16"}
+    assert prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 2**-8
+
+
+@pytest.mark.parametrize("why", ["it is slower", "the pass is short", "it answers otherwise", "it cannot be converted"])
+def test_tensorflow_stays_where(why, tensorflow_is, monkeypatch):
+    tensorflow_is(0.5 if why == "it is slower" else 2.0)
+    if why == "the pass is short":
+        monkeypatch.setattr(prefix, "TRY_ONNX_SECONDS", 60.0)
+    if why == "it answers otherwise":
+        monkeypatch.setattr(prefix, "_onnx", lambda model, threads: lambda x: [1.001 * y.numpy() for y in model(x)])
+    if why == "it cannot be converted":
+        monkeypatch.setattr(prefix, "_onnx", lambda model, threads: 1 / 0)
+    need = needed(network(residual, "conv_3", "output"))
+    compute(need)
+    assert features.about(need.key)["program"] == "TensorFlow float32"
+
+
 # -- the proof -------------------------------------------------------------------------------------
 
 

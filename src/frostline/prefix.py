@@ -4,11 +4,13 @@ import hashlib
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from frostline.models import Network
 
 SAMPLE = 32
 TIMED_SECONDS = 0.25
+TRY_ONNX_SECONDS = 120.0  # of a pass by TensorFlow; the conversion takes a part of it: bench/NOTES.md
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
 Program = Callable[[Any], list[Any]]
 Write = Callable[[str, tuple[np.ndarray, ...]], None]
@@ -117,15 +120,19 @@ def verify(network: Network, cut: Cut, images: np.ndarray, rows: tuple[np.ndarra
 def seconds_per_image(cut: Cut, *, size: int) -> float:
     """Seconds the prefix takes for one of many random images of `size` pixels, tracing and compiling left out."""
     assert cut.prefix is not None
-    program, count = _program(cut.prefix, _compiled()), images_per_call(size)
-    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (images_per_call(size), size, size, 3), dtype=np.uint8)
+    return _seconds(_program(cut.prefix, _compiled()), images) / len(images)
+
+
+def _seconds(program: Program, images: np.ndarray) -> float:
+    """Seconds of one call, the first left out."""
     _call(program, images)
     taken: list[float] = []
     while len(taken) < 3 and sum(taken) < TIMED_SECONDS:
         before = time.perf_counter()
         _call(program, images)
         taken.append(time.perf_counter() - before)
-    return statistics.median(taken) / count
+    return statistics.median(taken)
 
 
 def images_per_call(size: int) -> int:
@@ -229,9 +236,12 @@ def _run(
     highest = needs[0].cut.prefix
     assert highest is not None
     outputs = [*highest.outputs, *(tensor for n in needs[1:] for tensor in _found(needs[0], n))]
-    program, name = _accurate(needs[0], keras.Model(highest.inputs, outputs), splits["train"][:SAMPLE])
-    dtypes = [dtype for n in needs for dtype in n.cut.feature_dtypes]
+    whole = keras.Model(highest.inputs, outputs)
+    program, name = _accurate(needs[0], whole, splits["train"][:SAMPLE])
     total, done = sum(len(images) for images in splits.values()), 0
+    if device.kind() != "gpu":
+        program, name = _fastest(needs[0], whole, (program, name), splits["train"], total)
+    dtypes = [dtype for n in needs for dtype in n.cut.feature_dtypes]
     for split, images in splits.items():
         for rows in _batches(program, images, dtypes):
             start = 0
@@ -256,8 +266,15 @@ def _shares(needs: list[Need]) -> list[float]:
     return [min(1.0, x / times[0]) for x in times]
 
 
+def _calls_at_once() -> int:
+    """One call a core where a call keeps to one core, as in a process of its own."""
+    import tensorflow as tf
+
+    return machine.cores() if tf.config.threading.get_intra_op_parallelism_threads() == 1 else 1
+
+
 def _batches(program: Program, images: Images, dtypes: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
-    """The program's answers for all images in order; one call a core at a time where a call keeps to one core."""
+    """The program's answers for all images in order."""
     import tensorflow as tf
 
     def call(start: int) -> tuple[np.ndarray, ...]:
@@ -267,8 +284,7 @@ def _batches(program: Program, images: Images, dtypes: Sequence[str]) -> Iterato
         )
 
     count = images_per_call(images.shape[1])
-    alone = tf.config.threading.get_intra_op_parallelism_threads() == 1
-    streams = machine.cores() if alone else 1
+    streams = _calls_at_once()
     with ThreadPoolExecutor(streams) as pool:
         waiting: deque[Any] = deque()
         for start in range(0, len(images), count):
@@ -314,8 +330,52 @@ def _accurate(highest: Need, model: Any, images: np.ndarray) -> tuple[Program, s
     whole = _call(_whole(highest.network, highest.cut), images)
     if _largest_difference(found, whole) <= TOLERANCE[precision] / 2:
         return program, name
-    exact = models.standard(highest.network.model)
-    return _program(_part(exact, [x._keras_history.operation.name for x in model.outputs]), False), "TensorFlow float32"
+    return _program(_exact(highest, model), False), "TensorFlow float32"
+
+
+def _exact(highest: Need, model: Any) -> Any:
+    """A model of the network's inner tensors in float32, made of Keras's own layers."""
+    return _part(models.standard(highest.network.model), [x._keras_history.operation.name for x in model.outputs])
+
+
+def _fastest(highest: Need, model: Any, known: tuple[Program, str], images: Images, total: int) -> tuple[Program, str]:
+    """ONNX Runtime in place of TensorFlow's program, for a long pass in which it is faster and its features agree.
+
+    They agree within half the tolerance of the run's precision, as for TensorFlow's own; where it does not know a
+    layer, TensorFlow stays.
+    """
+    calls = images[: images_per_call(images.shape[1])]
+    seconds = _seconds(known[0], calls)
+    if seconds / len(calls) * total / _calls_at_once() < TRY_ONNX_SECONDS:
+        return known
+    try:
+        program = _onnx(_exact(highest, model), threads=1 if _calls_at_once() > 1 else 0)
+        sample = images[:SAMPLE]
+        found = _call(program, sample)[: len(highest.cut.boundary)]
+        difference = _largest_difference(found, _call(_whole(highest.network, highest.cut), sample))
+    except Exception as error:  # whatever the converter or the session refuses
+        print(f"ONNX Runtime cannot run this pass: {error}", flush=True)
+        return known
+    agrees = difference <= TOLERANCE[_precision(highest.network)] / 2
+    return (program, "ONNX Runtime float32") if agrees and _seconds(program, calls) < seconds else known
+
+
+def _onnx(model: Any, threads: int) -> Program:
+    """A Keras model as a session of ONNX Runtime on the CPU."""
+    from frostline.exporting import onnx, saved_model
+    from frostline.runtimes import onnxruntime
+
+    with tempfile.TemporaryDirectory() as place:
+        saved_model.write_features(model, Path(place) / "saved_model")
+        onnx.write(Path(place) / "saved_model", Path(place) / "model.onnx")
+        answer = onnxruntime.outputs(Path(place), "cpu", threads)
+    names = [f"features_{i}" for i in range(len(model.outputs))]
+
+    def run(images: Any) -> list[Any]:
+        found = answer(np.asarray(images))
+        return [found[name] for name in names]
+
+    return run
 
 
 def _whole(network: Network, cut: Cut) -> Program:
@@ -357,7 +417,7 @@ def _tensors(model: Any) -> dict[str, Any]:
 def _call(program: Program, images: np.ndarray) -> list[np.ndarray]:
     import tensorflow as tf
 
-    return [x.numpy() for x in program(tf.constant(images))]
+    return [np.asarray(x) for x in program(tf.constant(images))]
 
 
 def _largest_difference(found: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:

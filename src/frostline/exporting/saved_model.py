@@ -1,5 +1,6 @@
 """Keras model -> SavedModel that a stock TensorFlow Serving can run."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,22 @@ def write(model: keras.Model, activation: str, folder: Path) -> None:
         logits = model(images, training=False)
         return {"logits": logits, "probabilities": probabilities(logits, activation)}
 
+    _write(answer, model.input_shape, folder)
+
+
+def write_features(model: keras.Model, folder: Path) -> None:
+    """Write the signature `serving_default`: uint8 `images` to all outputs of a model, `features_0` and so on."""
+
+    def answer(images):
+        return {f"features_{i}": x for i, x in enumerate(keras.tree.flatten(model(images, training=False)))}
+
+    _write(answer, model.input_shape, folder)
+
+
+def _write(answer: Callable[[tf.Tensor], dict[str, tf.Tensor]], shape: tuple[int | None, ...], folder: Path) -> None:
     # The endpoint brings its variables along; with `archive.track(model)` Keras 3.15 would store each of them twice.
     archive = keras.export.ExportArchive()
-    archive.add_endpoint("serving_default", answer, [tf.TensorSpec(model.input_shape, tf.uint8, name="images")])
+    archive.add_endpoint("serving_default", answer, [tf.TensorSpec(shape, tf.uint8, name="images")])
     archive.write_out(str(folder), verbose=False)
     strip_xla(folder)
 

@@ -42,17 +42,18 @@ def hold(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.nd
     return put
 
 
-def outputs(folder: Path, device: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """From uint8 images [N,H,W,3] to `logits` and `probabilities`, both float32."""
-    session = _session(folder, device)
+def outputs(folder: Path, device: str, threads: int = 0) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """From uint8 images [N,H,W,3] to what the graph gives, by name; `threads` of a call, 0: as many as cores."""
+    session = _session(folder, device, threads)
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 
 
-def _session(folder: Path, device: str) -> Any:
+def _session(folder: Path, device: str, threads: int = 0) -> Any:
     """A session that runs on the device and nowhere else; raises where ONNX Runtime would take another."""
     ort = optional_import("onnxruntime", device)
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
     if device == "gpu":
         # A node that CUDA cannot run is an error; ONNX Runtime would move it to the CPU and say so in a log.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
