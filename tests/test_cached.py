@@ -427,6 +427,21 @@ def test_another_program_is_not_taken(change):
     assert told.spared_seconds == 0 and len(cached._kept) == 2
 
 
+def test_a_penalty_set_on_a_weight_is_another_program():
+    train_seed(1)
+    build = dropout_head
+
+    def penalized():
+        model = build()
+        model.get_layer("dense").kernel.regularizer = keras.regularizers.L2(0.1)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "dropout_head", penalized)
+        _, told = train_seed(1)
+    assert told.spared_seconds == 0 and len(cached._kept) == 2
+
+
 def test_few_programs_are_kept(monkeypatch):
     monkeypatch.setattr(cached, "KEPT_PROGRAMS", 1)
     train_seed(1)

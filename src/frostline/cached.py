@@ -144,7 +144,10 @@ def _keep(key: str, program: Program) -> None:
 
 def _structure(model: Any, train: Rows, validation: Rows | None, batch_size: int, evaluation_batch: int) -> str:
     """Equal for models that the same program can train, once it is given their variables."""
+    import keras
+
     modes = [(layer.trainable, getattr(layer, "inference_only", None)) for layer in model.layers]
+    modes += [keras.saving.serialize_keras_object((w.regularizer, w.constraint)) for w in model.weights]
     shapes = [
         (rows and [(a.shape, str(a.dtype)) for a in (*rows.features, rows.labels)]) for rows in (train, validation)
     ]
@@ -174,6 +177,8 @@ def _equal(model: Any) -> Any:
         other.trainable = layer.trainable
         if hasattr(layer, "inference_only"):
             other.inference_only = layer.inference_only
+    for weight, other in zip(model.weights, copy.weights, strict=True):  # set by hand, they are in no configuration
+        other.regularizer, other.constraint = weight.regularizer, weight.constraint
     copy.compile_from_config(model.get_compile_config())
     copy.optimizer.build(copy.trainable_variables)
     return copy
