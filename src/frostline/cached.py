@@ -179,8 +179,7 @@ def _equal(model: Any) -> Any:
             other.inference_only = layer.inference_only
     for weight, other in zip(model.weights, copy.weights, strict=True):  # set by hand, they are in no configuration
         other.regularizer, other.constraint = weight.regularizer, weight.constraint
-    copy.compile_from_config(model.get_compile_config())
-    copy.optimizer.build(copy.trainable_variables)
+    copy.compile_from_config(model.get_compile_config())  # which builds the optimizer too
     return copy
 
 
