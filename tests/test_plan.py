@@ -60,6 +60,23 @@ def test_a_cut_is_of_the_transfer_alone_and_keeps_no_head(tiny_study):
     }  # fmt: skip
 
 
+def test_a_configuration_may_have_a_scaling_and_a_cut_of_its_own(tiny_study):
+    text = tiny_study.replace("[data]", '[data]\nscaling = "unit"', 1).replace("[backbone]", '[backbone]\ncut = "a"', 1)
+    asked: list[object] = []
+    study = plan.resolve(studies.parse(text + 'scaling = "symmetric"\ncut = "b"', "tiny"), Options())
+    shared, own = plan.runs(study, Options(), lambda data: asked.append(data) or "data", lambda path: path)
+    assert (shared.data.scaling, shared.backbone.cut, own.data.scaling, own.backbone.cut) == (
+        "unit",
+        "a",
+        "symmetric",
+        "b",
+    )
+    assert shared.origin != own.origin, "the same frozen layers say other things about other pixels"
+    assert len(asked) == 1 and plan.whole(shared.data) == plan.whole(own.data) == asked[0], "the files are the same"
+    said = runs(text.replace('"unit"', '"symmetric"').replace('cut = "a"', 'cut = "b"'))[1]
+    assert own.identity == said.identity, "wherever it is written"
+
+
 def test_cut_and_penalty_are_part_of_an_identity(tiny_study):
     keys = ("", 'cut = "relu_1"', 'cut = "relu_2"', "l2 = 0.1", "l2 = 0.0")
     found = [runs(tiny_study.replace("[backbone]", f"[backbone]\n{key}", 1))[0].configuration for key in keys]
