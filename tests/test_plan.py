@@ -40,6 +40,13 @@ def test_every_number_of_training_images_is_a_configuration_of_its_own(tiny_stud
     assert one == ""
 
 
+def test_a_limit_holds_for_numbers_of_training_images_too(tiny_study):
+    text = tiny_study.replace("[data]", '[data]\ntrain_images = [20, 50, 1000, "all"]', 1)
+    planned = runs(text, Options(limit=50, only=("all",)))
+    assert [run.data.train_images for run in planned] == [(20,), ("all",)]
+    assert [run.data.train_images for run in runs(text, Options(limit=51, only=("all",)))] == [(20,), (50,), ("all",)]
+
+
 def test_each_seed_has_its_own_pretraining_first(tiny_study):
     planned = runs(with_pretrain(tiny_study), Options(seeds=(3, 4)))
     assert [(r.freeze.name, r.seed) for r in planned[:5]] == [

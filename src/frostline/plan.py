@@ -127,7 +127,14 @@ def resolve(study: Study, options: Options) -> Study:
         pretrain = Task(pretrain.data, source)
     freeze = tuple(dataclasses.replace(f, seeds=options.seeds or f.seeds or study.seeds) for f in freeze)
     seeds = tuple(dict.fromkeys(seed for f in freeze for seed in f.seeds or ()))
-    return dataclasses.replace(study, freeze=freeze, pretrain=pretrain, seeds=seeds)
+    data = dataclasses.replace(study.data, train_images=_within(study.data.train_images, options.limit))
+    return dataclasses.replace(study, data=data, freeze=freeze, pretrain=pretrain, seeds=seeds)
+
+
+def _within(sizes: tuple[int | str, ...], limit: int | None) -> tuple[int | str, ...]:
+    """Numbers of training images of which a limit leaves some; from there on they are all that it leaves."""
+    cut = ("all" if limit and isinstance(size, int) and size >= limit else size for size in sizes)
+    return tuple(dict.fromkeys(cut))
 
 
 def _source(freeze: Freeze, study: Study, options: Options) -> Freeze:
