@@ -25,11 +25,11 @@ def split(count, seed=0):
 TRAIN, VALIDATION = split(20), split(7, seed=1)
 
 
-def network(build):
+def network(build, head=Head()):  # noqa: B008  a frozen dataclass
     keras.utils.set_random_seed(0)
     model = build()
     groups = {x.name: "head" for x in model.layers if not isinstance(x, layers.InputLayer)}
-    return models.Network(model, model, groups, Head())
+    return models.Network(model, model, groups, head)
 
 
 def stage(*names, **changes):
@@ -47,7 +47,7 @@ def compute(cut):
 
 def train(build, *stages, engines=("cached",), validation=VALIDATION, source=compute, xla=False, **kwargs):
     """A network after training, and what training told."""
-    net = network(build)
+    net = network(build, kwargs.pop("head", Head()))
     chosen = [training.Engine(name) for name in engines]
     return net, training.train(net, stages, TRAIN, validation, seed=3, xla=xla, engines=chosen, source=source, **kwargs)
 
@@ -117,6 +117,17 @@ def test_training_on_features_is_training_the_network(build, stages, engines):
     assert furthest(network(build), net) > 1e-2
     assert ["cached" if cut else "plain" for cut in told.cuts] == engines
     assert told.proofs[0]["frozen_layers"] > 0
+
+
+def test_smoothed_labels_and_momentum():
+    nets = both(head_only, stage("output", optimizer="sgd", momentum=0.9), head=Head(label_smoothing=0.2))
+    for net, told in nets:
+        assert told.history[-1]["validation_loss"] == pytest.approx(training.evaluate(net, VALIDATION)[2], rel=1e-4)
+    assert furthest(nets[1][0], train(head_only, stage("output", optimizer="sgd", momentum=0.9))[0]) > 1e-3
+    assert (
+        furthest(nets[1][0], train(head_only, stage("output", optimizer="sgd"), head=Head(label_smoothing=0.2))[0])
+        > 1e-3
+    )
 
 
 def test_penalties_below_the_frontier_and_above_it():

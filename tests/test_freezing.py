@@ -152,9 +152,9 @@ def test_the_proof_fails_when_a_layer_is_thawed_behind_our_back(monkeypatch):
     net = network()
     compiled = training.compile_model
 
-    def thaw(model, stage, xla):
+    def thaw(model, *args):
         model.get_layer("conv").trainable = True
-        compiled(model, stage, xla)
+        compiled(model, *args)
 
     monkeypatch.setattr(training, "compile_model", thaw)
     with pytest.raises(freezing.FrozenMoved, match="frozen weights moved while training: conv"):
@@ -165,9 +165,9 @@ def test_the_proof_fails_when_statistics_move_in_inference_mode(monkeypatch):
     net = network()
     compiled = training.compile_model
 
-    def forget(model, stage, xla):
+    def forget(model, *args):
         model.get_layer("bn").inference_only = False
-        compiled(model, stage, xla)
+        compiled(model, *args)
 
     monkeypatch.setattr(training, "compile_model", forget)
     with pytest.raises(freezing.FrozenMoved, match="bn"):

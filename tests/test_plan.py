@@ -40,6 +40,13 @@ def test_every_number_of_training_images_is_a_configuration_of_its_own(tiny_stud
     assert one == ""
 
 
+def test_a_limit_holds_for_numbers_of_training_images_too(tiny_study):
+    text = tiny_study.replace("[data]", '[data]\ntrain_images = [20, 50, 1000, "all"]', 1)
+    planned = runs(text, Options(limit=50, only=("all",)))
+    assert [run.data.train_images for run in planned] == [(20,), ("all",)]
+    assert [run.data.train_images for run in runs(text, Options(limit=51, only=("all",)))] == [(20,), (50,), ("all",)]
+
+
 def test_each_seed_has_its_own_pretraining_first(tiny_study):
     planned = runs(with_pretrain(tiny_study), Options(seeds=(3, 4)))
     assert [(r.freeze.name, r.seed) for r in planned[:5]] == [
@@ -58,6 +65,23 @@ def test_a_cut_is_of_the_transfer_alone_and_keeps_no_head(tiny_study):
     assert {r.freeze.name: r.backbone.cut for r in planned} == {
         "pretrain": None, "output": "relu_1", "all": "relu_1", "kept": "relu_1", "scratch": "relu_1",
     }  # fmt: skip
+
+
+def test_a_configuration_may_have_a_scaling_and_a_cut_of_its_own(tiny_study):
+    text = tiny_study.replace("[data]", '[data]\nscaling = "unit"', 1).replace("[backbone]", '[backbone]\ncut = "a"', 1)
+    asked: list[object] = []
+    study = plan.resolve(studies.parse(text + 'scaling = "symmetric"\ncut = "b"', "tiny"), Options())
+    shared, own = plan.runs(study, Options(), lambda data: asked.append(data) or "data", lambda path: path)
+    assert (shared.data.scaling, shared.backbone.cut, own.data.scaling, own.backbone.cut) == (
+        "unit",
+        "a",
+        "symmetric",
+        "b",
+    )
+    assert shared.origin != own.origin, "the same frozen layers say other things about other pixels"
+    assert len(asked) == 1 and plan.whole(shared.data) == plan.whole(own.data) == asked[0], "the files are the same"
+    said = runs(text.replace('"unit"', '"symmetric"').replace('cut = "a"', 'cut = "b"'))[1]
+    assert own.identity == said.identity, "wherever it is written"
 
 
 def test_cut_and_penalty_are_part_of_an_identity(tiny_study):

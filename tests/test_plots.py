@@ -93,7 +93,9 @@ def test_what_a_document_reports_are_dots_at_equal_epochs():
     assert picture.panels[0].lines[0].reported == [] and picture.panels[3].lines[0].name == "head † (1)"
     assert "Large dots" in picture.caption and "† validated on test" in picture.caption
     clean = of([train("head", reported=reported)])["toy"]
-    assert "Large dots" not in clean.caption and not any(panel.lines[0].reported for panel in clean.panels)
+    assert clean.panels[3].lines[0].reported == picture.panels[3].lines[0].reported and "†" not in clean.caption
+    without = of([train("head")])["toy"]
+    assert "Large dots" not in without.caption and not any(panel.lines[0].reported for panel in without.panels)
 
 
 def test_a_pretraining_is_another_task_and_has_a_picture_of_its_own():

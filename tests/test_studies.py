@@ -146,6 +146,12 @@ def test_a_backbone_may_be_cut_and_penalized(tiny_study):
     assert study.backbone == Backbone("small_cnn", "none", cut="relu_1", l2=1e-3)
 
 
+def test_splits_are_those_of_a_set_and_survive_json(tiny_study):
+    study = parse(tiny_study, 'dataset = "digits"', 'dataset = "tfds:a"\nsplits = { train = "train[:40%]" }')
+    assert study.data.splits == studies.Splits("train[:40%]", "test", None)
+    assert plan.restore(studies.Data, plan.plain(study.data)) == study.data
+
+
 def test_head_layers(tiny_study):
     study = parse(
         tiny_study,
@@ -165,6 +171,16 @@ def test_head_layers(tiny_study):
         ("batch_size = 16", "batch_size = 0", r"batch_size = 0; give a whole number of at least 1"),
         ("batch_size = 16", "batch_size = true", r"batch_size = True"),
         ("batch_size = 16", "learning_rate = 0", r"learning_rate = 0; give a number above 0"),
+        (
+            'dataset = "digits"',
+            'dataset = "tfds:a"\nsplits = { trian = "x" }',
+            r"splits: unknown key 'trian'; .*'train'",
+        ),
+        ('dataset = "digits"', 'dataset = "tfds:a"\nsplits = { test = 1 }', r"splits test = 1 is not a text"),
+        ("batch_size = 16", "momentum = 1", r"momentum = 1; give a number between 0 and 1"),
+        ('name = "all"', 'name = "all"\nscaling = "uint"', r"'all': scaling = 'uint'; did you mean 'unit'\?"),
+        ('name = "all"', 'name = "all"\ncut = ""', r"'all': cut = '' is not a text"),
+        ("", "[head]\nlabel_smoothing = 1.5", r"label_smoothing = 1.5; give a number between 0 and 1"),
         ("batch_size = 16", 'batch_norm = "frozen"', r"there are: keras, inference"),
         ('dataset = "digits"', 'dataset = "digits"\nprotocol = "cleen"', r"did you mean 'clean'\?"),
         ('dataset = "digits"', 'dataset = "digits"\nvalidation = 1', r"a number between 0 and 1"),

@@ -59,7 +59,9 @@ def test_a_binary_head_trains_and_is_scored_at_logit_zero(split):
 def test_the_loss_is_what_keras_evaluates_penalties_included(split):
     net = network(Head(pooling="flatten", layers=(), l2=0.0))
     regular = network(Head(pooling="flatten", layers=(models.heads.HeadLayer("dense", 4),), l2=0.5))
-    for each in (net, regular):
+    smoothed = network(Head(label_smoothing=0.2))
+    binary = network(Head(activation="logit", label_smoothing=0.2))
+    for each in (net, regular, smoothed, binary):
         fit(each, split, Stage(epochs=1))
         _, _, loss = training.evaluate(each, split)
         assert loss == pytest.approx(each.model.evaluate(split.images, split.labels, verbose=0)[0], rel=1e-4)
@@ -69,6 +71,30 @@ def test_the_loss_of_a_sure_and_wrong_answer_is_not_clipped():
     logits = np.array([[0.0, 40.0], [0.0, 40.0]], np.float32)
     assert heads.cross_entropy(logits, np.array([0, 1])) == pytest.approx([40.0, 0.0], abs=1e-6)
     assert heads.cross_entropy(logits[:, 1:], np.array([0, 1])) == pytest.approx([40.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "logit"])
+def test_smoothed_labels_keep_the_network_from_being_sure(split, activation):
+    def surest(smoothing):
+        net = network(Head(activation=activation, label_smoothing=smoothing))
+        fit(net, split, Stage(epochs=30, batch_size=8, learning_rate=1e-2))
+        return training.evaluate(net, split)[0].max()
+
+    assert surest(0.2) < 0.95 < surest(0.0)
+
+
+def test_a_smoothed_label_is_partly_every_class():
+    import keras
+
+    from frostline.layers import SmoothedCrossentropy
+
+    logits, labels = np.array([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0]], np.float32), np.array([2, 1])
+    one_hot = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.3)
+    expected = float(one_hot(np.eye(3)[labels], logits))
+    ours = SmoothedCrossentropy(0.3)
+    again = keras.losses.deserialize(keras.losses.serialize(ours))
+    assert [float(loss(labels, logits)) for loss in (ours, again)] == pytest.approx([expected] * 2)
+    assert heads.cross_entropy(logits, labels, 0.3).mean() == pytest.approx(expected)
 
 
 def test_the_same_seed_trains_to_the_same_weights_and_another_does_not(split):
@@ -145,6 +171,15 @@ def test_optimizers_are_those_of_keras():
     assert type(training.optimizer("rmsprop", 0.1)).__name__ == "RMSprop"
     with pytest.raises(UserError, match=r"unknown optimizer 'adamm'; did you mean 'adamw?'\? There are: .*sgd"):
         training.optimizer("adamm", 0.1)
+
+
+def test_momentum_is_for_optimizers_that_have_it(split):
+    assert float(training.optimizer("sgd", 0.1, 0.9).momentum) == 0.9 and training.optimizer("sgd", 0.1).momentum == 0.0
+    with pytest.raises(UserError, match=r"adam takes no momentum; leave it out, or choose one of: .*rmsprop, sgd"):
+        training.optimizer("adam", 0.1, 0.9)
+    net = network()
+    fit(net, split, Stage(epochs=1, optimizer="sgd", momentum=0.9))
+    assert net.model.optimizer.momentum == 0.9
 
 
 def test_xla_and_precision_are_recorded_as_effective(split):

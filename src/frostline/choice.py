@@ -11,6 +11,7 @@ from frostline.errors import UserError
 from frostline.plan import PRETRAIN, Run, plain
 
 GIVE_UP_FACTOR = 10.0
+TIMED = ("train", "optimizer", "momentum", "batch_size", "batch_norm", "frontier", "epochs", "augment", "augment_views")
 Candidate = tuple[str, str]
 
 
@@ -46,11 +47,10 @@ def timing_key(run: Run) -> str:
     The trials of a search are timed as what they vary, once for all of them.
     """
     freeze = run.freeze.drawn.varied if run.freeze.drawn else run.freeze
-    kept = ("train", "optimizer", "batch_size", "batch_norm", "frontier", "epochs", "augment", "augment_views")
-    stages = [{k: v for k, v in plain(stage).items() if k in kept} for stage in freeze.stages]
+    stages = [{k: v for k, v in plain(stage).items() if k in TIMED} for stage in freeze.stages]
     head = freeze.head if freeze.head is None or isinstance(freeze.head, str) else plain(freeze.head)
     data = [plain(run.data), run.fingerprint, run.limit]
-    return json.dumps([stages, head, run.engine, data], sort_keys=True)
+    return json.dumps([stages, head, run.backbone.cut, run.engine, data], sort_keys=True)
 
 
 def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:

@@ -144,7 +144,7 @@ def _cached(
     if cut.boundary not in known:
         known[cut.boundary] = prefix.seconds_per_image(cut, size=network.model.input_shape[1])
     pass_image = known[cut.boundary]
-    training.compile_model(cut.suffix, stage, xla)
+    training.compile_model(cut.suffix, stage, xla, network.head.label_smoothing)
     rows = _random_rows(cut, stage.batch_size, network.model.output_shape[-1])
     first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, time.perf_counter)
     trained, answered, stored = _trained(images, stage), _answered(images, stage), _passed(images, stage)

@@ -15,16 +15,16 @@ import tarfile
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool  # its exit drops the waiting work, so that Ctrl-C is heard
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from frostline import machine
+from frostline import machine, tfds
 from frostline.errors import UserError, lookup, nearest
-from frostline.studies import Data
+from frostline.studies import TFDS, Data, Splits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,7 @@ DECODER = 1  # counted up when `decode` changes, so that no cached pixel outlive
 
 Report = Callable[[str, int, int], None]
 Files = list[tuple[str, Path]]
+Encoded = Sequence[tuple[str, Path | bytes]]  # images by their keys, in files or as bytes
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,10 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def _found(data: Data, data_dir: Path | None, report: Report | None) -> tuple[Entry, Files]:
-    """The table's entry and the source files, downloaded where they must be."""
-    entry = lookup(DATASETS, data.dataset, "dataset")
+    """The dataset's entry and the source files, downloaded where they must be."""
+    entry = _tfds_entry(data) if data.dataset.startswith(TFDS) else lookup(DATASETS, data.dataset, "dataset")
+    if data.splits is not None and not data.dataset.startswith(TFDS):
+        raise UserError(f"dataset {data.dataset!r} takes no splits; it has its own, and validation is a share of train")
     if entry.needs_path and data.path is None:
         raise UserError(f'dataset {data.dataset!r} needs the folder of the images: path = "..."')
     if data.path is not None and not entry.needs_path:
@@ -591,16 +594,19 @@ def _folder(files: Files, size: int) -> Source:
     labels = np.array([numbers[owner] for owner in owners], np.int64)
     parts = np.array([key.split("/")[0] if key.count("/") == 2 else "" for key in keys])
     rows = {part: np.flatnonzero(parts == part) for part in PARTS if part in parts}
-    return Source(_decoded(files, size), labels, keys, names, rows or _test_fifth(labels))
+    return Source(_decoded(_digest(files), files, size), labels, keys, names, rows or _test_fifth(labels))
 
 
-def _decoded(files: Files, size: int) -> np.ndarray:
-    """All files decoded, uint8 [N, size, size, 3], memory-mapped from the cache, which is filled first."""
-    path = machine.cache() / "images" / f"{_digest(files)[:32]}-{size}-{DECODER}.npy"
-    shape = (len(files), size, size, 3)
+def _decoded(digest: str, encoded: Encoded, size: int) -> np.ndarray:
+    """Images decoded, uint8 [N, size, size, 3], memory-mapped from the cache, which is filled first.
+
+    `digest` identifies them, in their order.
+    """
+    path = machine.cache() / "images" / f"{digest[:32]}-{size}-{DECODER}.npy"
+    shape = (len(encoded), size, size, 3)
     images = _mapped(path, shape)
     if images is None:
-        _decode_into(path, files, shape)
+        _decode_into(path, encoded, shape)
         images = _mapped(path, shape)
     if images is None:
         raise UserError(f"{path} was written and cannot be read again; is the disk sound?")
@@ -618,34 +624,34 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return array if array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous else None
 
 
-def _decode_into(path: Path, files: Files, shape: tuple[int, ...]) -> None:
-    """Write a .npy file of all images; raises UserError that names every file that is none."""
+def _decode_into(path: Path, encoded: Encoded, shape: tuple[int, ...]) -> None:
+    """Write a .npy file of all images; raises UserError that names every one that is none."""
     import numpy as np
 
     broken = []
     with _replacing(path) as out, ThreadPool() as pool:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(out, header)
-        images = pool.imap(partial(_decode_file, size=shape[1]), [source for _, source in files])
-        for (key, _), image in zip(files, images, strict=True):
+        images = pool.imap(partial(_decode_one, size=shape[1]), [source for _, source in encoded])
+        for (key, _), image in zip(encoded, images, strict=True):
             if isinstance(image, str):
                 broken.append(f"{key} ({image})")
             else:
                 out.write(image.tobytes())
         if broken:
             raise UserError(
-                f"{len(broken)} of {len(files)} images cannot be used; "
+                f"{len(broken)} of {len(encoded)} images cannot be used; "
                 f"remove or replace these files: {', '.join(broken)}"
             )
 
 
-def _decode_file(path: Path, size: int) -> np.ndarray | str:
-    """The image uint8 [size, size, 3] of a file, or what is wrong with it."""
+def _decode_one(source: Path | bytes, size: int) -> np.ndarray | str:
+    """The image uint8 [size, size, 3] of a file or of its bytes, or what is wrong with it."""
     import tensorflow as tf
     from PIL import Image
 
     try:
-        raw = path.read_bytes()
+        raw = source if isinstance(source, bytes) else source.read_bytes()
         if not raw:
             return "empty"
         with tf.device("CPU"):
@@ -658,6 +664,32 @@ def _decode_file(path: Path, size: int) -> np.ndarray | str:
         return image
     except (OSError, tf.errors.OpError):
         return "corrupt, truncated or no image"
+
+
+# -- TensorFlow Datasets ---------------------------------------------------------------------------
+
+
+def _tfds_entry(data: Data) -> Entry:
+    """The entry of a set that TensorFlow Datasets knows."""
+    name, splits = data.dataset.removeprefix(TFDS), data.splits or Splits()
+    return Entry(
+        summary=f"{name} of TensorFlow Datasets",
+        files=lambda data, places, report: tfds.files(name, places, report),
+        read=partial(_tfds, name, {k: v for k, v in dataclasses.asdict(splits).items() if v}),
+        image_size=224,
+    )
+
+
+def _tfds(name: str, splits: dict[str, str], files: Files, size: int) -> Source:
+    """Decoded images of the parts that `splits` names, one after the other."""
+    import numpy as np
+
+    found = tfds.read(name, files[0][1].parent, splits)
+    digest = hashlib.sha256(f"{_digest(files)} {splits}".encode()).hexdigest()
+    images = _decoded(digest, list(zip(found.keys, found.images, strict=True)), size)
+    parts = np.array(found.parts)
+    rows = {part: np.flatnonzero(parts == part) for part in splits}
+    return Source(images, np.array(found.labels, np.int64), found.keys, found.class_names, rows)
 
 
 DATASETS = {

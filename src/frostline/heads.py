@@ -122,9 +122,13 @@ def probabilities(logits: "np.ndarray") -> "np.ndarray":
     return np.exp(_log_softmax(logits)).astype(np.float32)
 
 
-def cross_entropy(logits: "np.ndarray", labels: "np.ndarray") -> "np.ndarray":
-    """Float64 [N]: minus the log-probability of each label [N], from logits [N, classes] or [N, 1], nothing clipped."""
-    return -_log_softmax(logits)[range(len(labels)), labels]
+def cross_entropy(logits: "np.ndarray", labels: "np.ndarray", smoothing: float = 0.0) -> "np.ndarray":
+    """Float64 [N]: minus the log-probability of each label [N], from logits [N, classes] or [N, 1], nothing clipped.
+
+    The share `smoothing` of it is the mean over all classes.
+    """
+    logs = _log_softmax(logits)
+    return -(1 - smoothing) * logs[range(len(labels)), labels] - smoothing * logs.mean(axis=1)
 
 
 def _log_softmax(logits: "np.ndarray") -> "np.ndarray":

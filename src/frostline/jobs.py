@@ -594,7 +594,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
     base = machine.peak_memory_bytes() or 0
     for run in _runs(job):
         emit("checking", freeze=run.freeze.name)
-        dataset = datasets.load(run.data, data_dir=_data_dir(job), limit=run.limit)
+        dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
         network = build(run, dataset)
         check_weights(run, network)
@@ -628,7 +628,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
 
 def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
     """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
-    training.optimizer(stage.optimizer, stage.learning_rate)
+    training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
     if stage.frontier != "exact" and run.engine == "plain":
         raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
     mask = freezing.apply(network.model, network.groups, stage)

@@ -41,6 +41,26 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return super().call(inputs, training=False if self.inference_only else training, mask=mask)
 
 
+@keras.saving.register_keras_serializable("frostline")
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Cross-entropy of logits [N, classes] and labels [N] of which the share `smoothing` is spread over all classes.
+
+    Keras smooths labels only where they are one-hot.
+    """
+
+    def __init__(self, smoothing=0.0, name="smoothed_crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.smoothing = smoothing
+
+    def call(self, y_true, y_pred):
+        labels = keras.ops.cast(keras.ops.reshape(y_true, [-1]), "int32")
+        one_hot = keras.ops.one_hot(labels, y_pred.shape[-1], dtype=y_pred.dtype)
+        return keras.losses.categorical_crossentropy(one_hot, y_pred, from_logits=True, label_smoothing=self.smoothing)
+
+    def get_config(self):
+        return {**super().get_config(), "smoothing": self.smoothing}
+
+
 def residual_block(x, filters, name, regularizer=None):
     """Two 3×3 convolutions beside a shortcut, then max-pooling: [N, h, w, c] to [N, h // 2, w // 2, filters].
 

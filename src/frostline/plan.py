@@ -30,6 +30,7 @@ from frostline.studies import (
 
 PRETRAIN = "pretrain"
 OWN = "file"  # the weights that a backbone brings along which is a file
+ELSEWHERE = ("reported", "seeds", "weights", "drawn", "scaling", "cut")  # no identity, or part of it in another place
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class Run:
 
     @property
     def origin(self) -> tuple[Any, ...]:
-        """Equal for runs whose frozen layers have the same weights: where they come from and, if random, the seed."""
+        """Equal for runs whose frozen layers have the same weights and see the same pixels: where they come from and,
+        if random, the seed; and the scaling."""
         random = self.freeze.weights == "none" or self.freeze.reset
-        return (self.freeze.weights, self.pretrain_run, self.seed if random else None)
+        return (self.freeze.weights, self.pretrain_run, self.seed if random else None, self.data.scaling)
 
     @property
     def trial(self) -> bool:
@@ -125,7 +127,14 @@ def resolve(study: Study, options: Options) -> Study:
         pretrain = Task(pretrain.data, source)
     freeze = tuple(dataclasses.replace(f, seeds=options.seeds or f.seeds or study.seeds) for f in freeze)
     seeds = tuple(dict.fromkeys(seed for f in freeze for seed in f.seeds or ()))
-    return dataclasses.replace(study, freeze=freeze, pretrain=pretrain, seeds=seeds)
+    data = dataclasses.replace(study.data, train_images=_within(study.data.train_images, options.limit))
+    return dataclasses.replace(study, data=data, freeze=freeze, pretrain=pretrain, seeds=seeds)
+
+
+def _within(sizes: tuple[int | str, ...], limit: int | None) -> tuple[int | str, ...]:
+    """Numbers of training images of which a limit leaves some; from there on they are all that it leaves."""
+    cut = ("all" if limit and isinstance(size, int) and size >= limit else size for size in sizes)
+    return tuple(dict.fromkeys(cut))
 
 
 def _source(freeze: Freeze, study: Study, options: Options) -> Freeze:
@@ -202,7 +211,8 @@ def _variants(data: Data, freeze: Freeze) -> list[tuple[Data, Freeze, str]]:
         parts += [precision, f"xla_{xla}"] if len(freeze.precision) * len(freeze.xla) > 1 else []
         parts += [engine] if len(freeze.engine) > 1 else []
         one = dataclasses.replace(freeze, precision=(precision,), xla=(xla,), engine=(engine,))
-        variants.append((dataclasses.replace(data, train_images=(images,)), one, "-".join(parts)))
+        own = dataclasses.replace(data, train_images=(images,), scaling=freeze.scaling or data.scaling)
+        variants.append((own, one, "-".join(parts)))
     return variants
 
 
@@ -211,8 +221,8 @@ def _datas(study: Study) -> set[Data]:
 
 
 def whole(data: Data) -> Data:
-    """The data of which a run may use a part."""
-    return dataclasses.replace(data, train_images=("all",))
+    """The data of which a run may use a part, before the network scales it."""
+    return dataclasses.replace(data, train_images=("all",), scaling="backbone")
 
 
 def _run(
@@ -227,7 +237,7 @@ def _run(
     source: Run | None = None,
 ) -> Run:
     inherit = freeze.head == "inherit"
-    backbone = study.backbone
+    backbone = dataclasses.replace(study.backbone, cut=freeze.cut or study.backbone.cut)
     if freeze.name == PRETRAIN:
         backbone = dataclasses.replace(backbone, cut=None)
     elif backbone.cut and inherit:
@@ -243,7 +253,7 @@ def _run(
         "backbone": _content(backbone.name, digest),
         **{key: value for key, value in plain(backbone).items() if key in ("cut", "l2") and value},
         "data": plain(data),
-        "freeze": {k: v for k, v in plain(freeze).items() if k not in ("reported", "seeds", "weights", "drawn")},
+        "freeze": {k: v for k, v in plain(freeze).items() if k not in ELSEWHERE},
         "inherit_head": inherit,
         "weights": weights if weights in ("none", "imagenet", OWN, PRETRAIN) else digest(weights),
         "pretrain": source and source.configuration,

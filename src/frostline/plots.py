@@ -219,8 +219,7 @@ def _history(look: Look, configuration: Configuration, key: str) -> Line:
             if entry[key] is not None:
                 at.setdefault(starts[entry["stage"] - 1] + entry["epoch"], []).append(entry[key])
     newest = configuration.rows[-1]
-    reported = (newest["reported"] or {}) if newest["protocol"] == "document" else {}
-    dots = enumerate(reported.get("history", {}).get(key, []), 1)
+    dots = enumerate((newest["reported"] or {}).get("history", {}).get(key, []), 1)
     return Line(_name([configuration]), look, _points(at), [(float(x), y) for x, y in dots])
 
 

@@ -20,6 +20,7 @@ ENGINES = ("auto", "cached", "plain")
 FRONTIERS = ("exact", "inference_prefix")
 RUN_KEYS = ("precision", "xla", "engine")
 FILE = "file:"  # what the name of a backbone begins with that is a Keras file
+TFDS = "tfds:"  # what the name of a dataset begins with that is one of TensorFlow Datasets
 REPORTED = ("trainable_params", "total_params", "top1", "train_top1", "validation_top1", "loss", "minutes")
 HISTORY = ("loss", "top1", "validation_loss", "validation_top1")
 HEAD_LAYERS = ("dense", "conv", "block", "dropout", "batch_norm")
@@ -30,11 +31,21 @@ Value = int | float | str
 
 
 @dataclass(frozen=True)
+class Splits:
+    """Which images of a set of TensorFlow Datasets are train, test and, where it says so, validation: `train[:40%]`."""
+
+    train: str = "train"
+    test: str = "test"
+    validation: str | None = None
+
+
+@dataclass(frozen=True)
 class Data:
     """The task: which images, which classes, and how they are split."""
 
     dataset: str
     path: str | None = None
+    splits: Splits | None = None
     image_size: int | None = None
     classes: tuple[int | str, ...] | None = None
     protocol: str = "clean"
@@ -67,12 +78,16 @@ class HeadLayer:
 
 @dataclass(frozen=True)
 class Head:
-    """The classifier: pooling, layers, then an output layer that is always there."""
+    """The classifier: pooling, layers, then an output layer that is always there.
+
+    `label_smoothing` is the share of each label that the loss spreads evenly over all classes.
+    """
 
     pooling: str = "average"
     layers: tuple[HeadLayer, ...] = ()
     l2: float = 0.0
     activation: str = "softmax"
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,7 @@ class Stage:
     train: tuple[str, ...] = ("all",)
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    momentum: float = 0.0
     batch_size: int = 32
     epochs: int = 10
     batch_norm: str = "keras"
@@ -128,11 +144,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Freeze:
-    """One freeze configuration: which layers train, in which stages, behind which head."""
+    """One freeze configuration: which layers train, in which stages, behind which head.
+
+    Its `scaling` and `cut`, where given, stand in place of those of the study's data and backbone.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     head: Head | str | None = None
+    scaling: str | None = None
+    cut: str | None = None
     seeds: tuple[int, ...] | None = None
     weights: str | None = None
     reset: tuple[str, ...] = ()
@@ -320,7 +341,7 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None, inheri
     where = f"{where}: [[freeze]] {name!r}"
     if name == "pretrain" or not all(c.isalnum() or c in "_-" for c in name):
         raise UserError(f"{where}: a name is made of letters, digits, _ and -, and is not 'pretrain'")
-    own = ("name", "seeds", "stages", "head", "weights", "reset", "reported", *RUN_KEYS)
+    own = ("name", "seeds", "stages", "head", "scaling", "cut", "weights", "reset", "reported", *RUN_KEYS)
     _only(table, [*own, *sorted(_fields(Stage))], where)
     base = _stage({k: v for k, v in table.items() if k not in own}, where, base)
     entries = _list(table.get("stages", [{}]), f"{where}: stages")
@@ -331,6 +352,8 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None, inheri
         name=name,
         stages=stages,
         head=_head(table["head"], f"{where}: head") if "head" in table else head,
+        scaling=_one_of(SCALINGS)(table["scaling"], f"{where}: scaling") if "scaling" in table else None,
+        cut=_text(table["cut"], f"{where}: cut") if "cut" in table else None,
         seeds=_seeds(table["seeds"], f"{where}: seeds") if "seeds" in table else None,
         weights=_text(table["weights"], f"{where}: weights") if "weights" in table else None,
         reset=_rules(table.get("reset", []), f"{where}: reset"),
@@ -408,6 +431,7 @@ def _data(table: Any, where: str) -> Data:
     readers: dict[str, Reader] = {
         "dataset": _text,
         "path": _text,
+        "splits": lambda value, at: _fill(Splits, value, at, dict.fromkeys(("train", "test", "validation"), _text)),
         "image_size": _whole,
         "classes": _classes,
         "protocol": _one_of(PROTOCOLS),
@@ -437,6 +461,7 @@ def _head(value: Any, where: str) -> Head | str:
         "layers": _head_layers,
         "l2": lambda v, at: _number(v, at, least=0),
         "activation": _one_of(ACTIVATIONS),
+        "label_smoothing": _fraction,
     }
     return _fill(Head, value, where, readers)
 
@@ -468,6 +493,7 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
         "train": _rules,
         "optimizer": _text,
         "learning_rate": lambda v, at: _number(v, at, above=0),
+        "momentum": _fraction,
         "batch_size": _whole,
         "epochs": _whole,
         "batch_norm": _one_of(BATCH_NORMS),

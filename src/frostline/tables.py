@@ -614,7 +614,7 @@ def _share(row: Row) -> str:
 
 def _reported(key: str, scale: float = 1.0, digits: int = 4) -> Callable[[Row], str]:
     def show(row: Row) -> str:
-        value = (row["reported"] or {}).get(key) if row["protocol"] == "document" else None
+        value = (row["reported"] or {}).get(key)
         return "-" if value is None else f"{value * scale:,.{digits}f}"
 
     return show

@@ -1,5 +1,6 @@
 """Training a network stage by stage, with a defined clock and the proof of freezing."""
 
+import inspect
 import itertools
 import math
 import statistics
@@ -144,7 +145,7 @@ def train(
                 if views:
                     assert view_source
                     of_views = view_source(found, views)
-        compile_model(model, stage, xla)
+        compile_model(model, stage, xla, network.head.label_smoothing)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
         if features is None:
@@ -242,7 +243,7 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
     images = rng.integers(0, 256, (n, *network.model.input_shape[1:]), dtype=np.uint8)
     labels = rng.integers(0, max(2, network.model.output_shape[-1]), n, dtype=np.int32)
     clock = Clock()
-    compile_model(network.model, stage, xla)
+    compile_model(network.model, stage, xla, network.head.label_smoothing)
     # On random labels a loss may run away; what a step costs does not depend on it.
     log = _Log(clock, [], 1, stage, 1, n, lambda **event: None, must_stay_finite=False)
     views = augment.build(stage, images, seed=0, number=1, split_seed=0)
@@ -252,8 +253,8 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
     return StepTimes(clock.compiling[0], statistics.median(clock.steps))
 
 
-def optimizer(name: str, learning_rate: float) -> Any:
-    """Any optimizer of `keras.optimizers` by its name; raises UserError that lists them."""
+def optimizer(name: str, learning_rate: float, momentum: float = 0.0) -> Any:
+    """Any optimizer of `keras.optimizers` by its name; raises UserError that lists them, or those with a momentum."""
     import keras
 
     known = {
@@ -263,32 +264,47 @@ def optimizer(name: str, learning_rate: float) -> Any:
     }
     if name.lower() not in known:
         raise UserError(f"unknown optimizer {name!r}; {nearest(name.lower(), sorted(known))}")
-    return known[name.lower()](learning_rate=learning_rate)
+    found = known[name.lower()]
+    if momentum and "momentum" not in inspect.signature(found).parameters:
+        having = [n for n, cls in sorted(known.items()) if "momentum" in inspect.signature(cls).parameters]
+        raise UserError(f"{name} takes no momentum; leave it out, or choose one of: {', '.join(having)}")
+    return found(learning_rate=learning_rate, **({"momentum": momentum} if momentum else {}))
 
 
-def compile_model(model: Any, stage: Stage, xla: bool) -> None:
+def compile_model(model: Any, stage: Stage, xla: bool, smoothing: float = 0.0) -> None:
     """Compile a network, or the part of it above a frontier, with the loss on logits that fits its head."""
     import keras
 
     binary = model.output_shape[-1] == 1
-    cross_entropy = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
     accuracy = (
         keras.metrics.BinaryAccuracy("top1", threshold=0.0)
         if binary
         else keras.metrics.SparseCategoricalAccuracy("top1")
     )
     model.compile(
-        optimizer(stage.optimizer, stage.learning_rate),
-        cross_entropy(from_logits=True),
+        optimizer(stage.optimizer, stage.learning_rate, stage.momentum),
+        _loss(binary, smoothing),
         metrics=[accuracy],
         jit_compile=xla,
+    )
+
+
+def _loss(binary: bool, smoothing: float) -> Any:
+    import keras
+
+    from frostline.layers import SmoothedCrossentropy
+
+    if binary:
+        return keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing)
+    return (
+        SmoothedCrossentropy(smoothing) if smoothing else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
 
 
 def evaluate(
     network: Network, split: Split, suffix: Any = None, features: tuple[Any, ...] = ()
 ) -> tuple[Any, float, float]:
-    """Probabilities [N, classes], top-1 accuracy and loss (penalties included, as Keras evaluates) of a split.
+    """Probabilities [N, classes], top-1 accuracy and loss (penalties and smoothing included, as Keras evaluates).
 
     In inference mode and in the precision the network trained in; a `suffix` answers on the split's features.
     """
@@ -297,7 +313,7 @@ def evaluate(
     else:
         logits = cached.predict(suffix, features, EVALUATION_BATCH)
     p = heads.probabilities(logits)
-    losses = heads.cross_entropy(logits, split.labels)
+    losses = heads.cross_entropy(logits, split.labels, network.head.label_smoothing)
     penalties = sum(float(x) for x in network.model.losses)
     return p, float((p.argmax(axis=1) == split.labels).mean()), float(losses.mean()) + penalties
 
