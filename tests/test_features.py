@@ -37,13 +37,7 @@ def fill(write):
 COMPUTE = (
     CHILD
     + """
-import fcntl
-real = fcntl.flock
-def flock(handle, operation):
-    print("locking", flush=True)
-    real(handle, operation)
-fcntl.flock = flock
-made = features.compute(sys.argv[1], layout, {}, fill)
+made = features.compute(sys.argv[1], layout, {}, fill, waiting=lambda: print("waiting", flush=True))
 with features.load(sys.argv[1], memory_bytes=0) as found:
     print(made, np.array_equal(found.arrays["train"][0], rows), flush=True)
 """
@@ -298,7 +292,7 @@ def test_two_processes_compute_the_same_features_once(store, tmp_path):
     with child(COMPUTE, KEY, count) as first:
         assert "filling\n" in iter(first.stdout.readline, "")
         with child(COMPUTE, KEY, count) as second:
-            assert second.stdout.readline() == "locking\n"  # it has seen that nothing is there
+            assert second.stdout.readline() == "waiting\n"  # it has seen that nothing is there
             assert features.clear() == features.Cleared(0, 0, 0)  # what is in the making stays
             answers = [process.communicate("\n", timeout=60)[0] for process in (first, second)]
     assert [answer.splitlines()[-1] for answer in answers] == ["True True", "False True"]

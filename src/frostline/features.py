@@ -144,21 +144,29 @@ def nbytes(key: str) -> int:
 # -- making ----------------------------------------------------------------------------------------
 
 
-def compute(key: str, layout: Layout, about: Mapping[str, Any], fill: Fill, *, limit_bytes: int | None = None) -> bool:
+def compute(
+    key: str,
+    layout: Layout,
+    about: Mapping[str, Any],
+    fill: Fill,
+    *,
+    limit_bytes: int | None = None,
+    waiting: Callable[[], None] = lambda: None,
+) -> bool:
     """Make an entry unless it is there; returns whether it was made now.
 
     `fill(write)` calls `write(split, arrays)` for consecutive rows of each split, and may return facts to add to
-    `about`. Another process that makes the same entry is waited for; who makes several at once, one `compute` in the
-    `fill` of another, goes in the order of their keys, or two processes may wait for each other. Raises UserError when
-    there is no room, before `fill` is called where it can be known; ValueError when other features are written than
-    `layout` says. Whatever is raised, nothing is left behind.
+    `about`. Another process that makes the same entry is waited for, after a call of `waiting`; who makes several at
+    once, one `compute` in the `fill` of another, goes in the order of their keys, or two processes may wait for each
+    other. Raises UserError when there is no room, before `fill` is called where it can be known; ValueError when other
+    features are written than `layout` says. Whatever is raised, nothing is left behind.
     """
     if _touched(key):
         return False
     with contextlib.ExitStack() as stack:
         with _explained():
             folder().mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_making(key))
+            stack.enter_context(_making(key, waiting=waiting))
             if _touched(key):
                 return False
             _clean(key)
@@ -500,10 +508,17 @@ def _locked(path: Path, *, shared: bool = False, wait: bool = True, create: bool
 
 
 @contextlib.contextmanager
-def _making(key: str, *, wait: bool = True) -> Iterator[None]:
+def _making(key: str, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Be the only one who makes an entry or cleans up after its makers."""
     path = folder() / f"{key}.lock"
-    with _locked(path, wait=wait, create=True):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(path, wait=False, create=True))
+        except BlockingIOError:
+            if not wait:
+                raise
+            waiting()
+            stack.enter_context(_locked(path, create=True))
         try:
             yield
         finally:

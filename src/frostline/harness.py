@@ -416,7 +416,9 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
             progress.begin(current.epochs)
             progress.show(current.label)
         elif event["event"] == "features":
-            progress.show(f"{current.label}: features of {event['done']:,} of {event['total']:,} images")
+            images = f"features of {event['done']:,} of {event['total']:,} images"
+            waits = "waiting for another command that computes the same features"
+            progress.show(f"{current.label}: {images if event['total'] else waits}")
         elif event["event"] == "made":
             computed.extend(event["keys"])
         elif event["event"] == "epoch":

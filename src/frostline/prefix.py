@@ -72,7 +72,8 @@ def compute(
 ) -> set[str]:
     """Make the features that are not there yet of uint8 images [N, H, W, 3]; returns the keys computed now.
 
-    Frontiers below others are computed in one pass with them. Raises UserError when the disk has no room.
+    Frontiers below others are computed in one pass with them. `report` is told images done and all images, or twice 0
+    where another process that makes the same is waited for. Raises UserError when the disk has no room.
     """
     computed: set[str] = set()
     missing = {n.key: n for n in needs if features.about(n.key) is None}
@@ -87,7 +88,8 @@ def compute(
             computed.update(writers)
             return told
 
-        _write_all(sorted(together, key=lambda n: n.key), {}, run, splits, about, limit_bytes)
+        ordered = sorted(together, key=lambda n: n.key)
+        _write_all(ordered, {}, run, splits, about, limit_bytes, waiting=lambda: report(0, 0))
     return computed
 
 
@@ -201,6 +203,7 @@ def _write_all(
     splits: Mapping[str, Images],
     about: Mapping[str, Any],
     limit_bytes: int | None,
+    waiting: Callable[[], None],
 ) -> dict[str, Any]:
     """Open an entry for each need, in the order of their keys, which every process keeps, and run the pass into all.
 
@@ -212,14 +215,14 @@ def _write_all(
     told: dict[str, Any] = {}
 
     def fill(write: Write) -> dict[str, Any]:
-        told.update(_write_all(rest, {**writers, first.key: write}, run, splits, about, limit_bytes))
+        told.update(_write_all(rest, {**writers, first.key: write}, run, splits, about, limit_bytes, waiting))
         return told[first.key]
 
     cut = first.cut
     layout = _layout(cut, splits)
     what = {**about, "boundary": list(cut.boundary), "mode": cut.mode, "precision": _precision(first.network)}
-    if not features.compute(first.key, layout, what, fill, limit_bytes=limit_bytes):
-        told.update(_write_all(rest, writers, run, splits, about, limit_bytes))
+    if not features.compute(first.key, layout, what, fill, limit_bytes=limit_bytes, waiting=waiting):
+        told.update(_write_all(rest, writers, run, splits, about, limit_bytes, waiting))
     return told
 
 
