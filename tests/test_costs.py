@@ -74,6 +74,13 @@ def test_a_plain_stage_costs_its_steps_and_its_answers(measured):
     assert cost.image_bytes is None and cost.other_seconds is None and cost.boundary == ()
 
 
+def test_everything_is_answered_once_at_the_end_of_the_last_stage(measured):
+    measured(plain=0.2)
+    first, last = find(network(residual), stage(), stage(epochs=2))
+    assert first.seconds == pytest.approx(1 + 0.02 * (5000 + 500 / 3))
+    assert last.seconds == pytest.approx(1 + 0.02 * (2000 + 1700 / 3))
+
+
 @pytest.mark.parametrize(("plain", "engine"), [(0.001, "plain"), (1.0, "cached")])
 def test_the_plain_engine_is_measured_where_reading_is_dear(measured, plain, engine):
     """Mapped from a disk, a feature takes 1152 bytes at 200 MB/s; computing it takes less here."""

@@ -65,9 +65,11 @@ def stages(
     """
     moved: set[str] = set()
     found = []
-    for stage in stages:
+    end = images["train"] + images["validation"] + images.get("test", 0)
+    for number, stage in enumerate(stages, 1):
         mask = freezing.apply(network.model, network.groups, stage)
-        found.append(_stage(network, stage, images, asked, moved, xla, room, known))
+        counted = {**images, "end": end if number == len(stages) else 0}
+        found.append(_stage(network, stage, counted, asked, moved, xla, room, known))
         moved |= {*mask.trained, *freezing.moving(network.model)}
     return found
 
@@ -174,8 +176,8 @@ def _trained(images: Mapping[str, int], stage: Stage) -> int:
 
 
 def _answered(images: Mapping[str, int], stage: Stage) -> int:
-    """Images that the network is asked about: validation after each epoch, everything at the end."""
-    return (stage.epochs + 1) * images["validation"] + images["train"] + images.get("test", 0)
+    """Images that the network is asked about: validation after each epoch, everything at the end of the run."""
+    return stage.epochs * images["validation"] + images["end"]
 
 
 def _streamed(stage: Stage) -> bool:
