@@ -13,7 +13,6 @@ DOCUMENTS = {
     ("cifar10_split", "pretrain"): (1_633_733, [1_633_733]),
     ("cifar10_split", "output"): (1_633_733, [325]),
     ("cifar10_split", "dense_output"): (1_633_733, [8_581]),
-    ("cifar10_to_cifar100", "pretrain"): (1_767_050, [1_764_490]),
     ("cifar10_to_cifar100", "first_layer"): (169_220, [164_248]),
     ("cats_and_dogs_vgg16", "frozen"): (16_812_353, [2_097_665]),
     ("cats_and_dogs_vgg16", "last_block"): (16_812_353, [9_177_089]),

@@ -79,14 +79,14 @@ def test_other_datasets_take_no_splits():
 # -- reading ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def toys(tmp_path):
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
     """A set of 20 + 4 photographs of several sizes, whose grey value is their number, and one without labels."""
     library = pytest.importorskip("tensorflow_datasets", reason="needs the extra `tfds`")
     features = library.features.FeaturesDict
     image, label = library.features.Image(shape=(None, None, 3)), library.features.ClassLabel(names=["cat", "dog"])
 
-    class Toys(library.core.GeneratorBasedBuilder):
+    class Toys(library.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = library.core.Version("1.0.0")
         FEATURES = features({"image": image, "label": label})
 
@@ -101,12 +101,13 @@ def toys(tmp_path):
                 values = {"image": np.full((8 + number % 3, 8, 3), number, np.uint8), "label": number % 2}
                 yield number, {key: values[key] for key in self.FEATURES}
 
-    class Unlabelled(Toys):
+    class Unlabelled(Toys, skip_registration=True):
         FEATURES = features({"image": image})
 
+    folder = tmp_path_factory.mktemp("toys")
     for each in (Toys, Unlabelled):
-        each(data_dir=tmp_path).download_and_prepare()
-    return tmp_path
+        each(data_dir=folder).download_and_prepare()
+    return folder
 
 
 def test_a_set_is_read_part_by_part(toys):

@@ -67,7 +67,7 @@ def read(name: str, folder: Path, splits: Mapping[str, str]) -> Records:
     """The images of some parts, `splits` being what the library calls each; raises UserError."""
     library = optional_import("tensorflow_datasets", "tfds")
     builder = library.builder_from_directory(folder)
-    known = builder.info.features
+    known = dict(builder.info.features.items())
     if not isinstance(known.get("image"), library.features.Image) or not hasattr(known.get("label"), "names"):
         raise UserError(f"tfds:{name} is no image classification: it has {', '.join(known)}, not image and label")
     found = Records([], [], [], [], list(known["label"].names))
