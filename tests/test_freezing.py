@@ -6,7 +6,7 @@ from frostline import freezing, models, training
 from frostline.datasets import Split
 from frostline.errors import UserError
 from frostline.layers import BatchNormalization
-from frostline.studies import Stage
+from frostline.studies import Head, Stage
 
 LAYERS = [
     ("last_2", "conv_1", "Conv2D"),
@@ -67,7 +67,7 @@ def network():
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
     x = keras.layers.Dense(2, name="output")(x)
     groups = {"conv": "last_1", "bn": "last_1", "pooling": "head", "output": "head"}
-    return models.Network(keras.Model(images, x), keras.Model(images, features), groups, None)
+    return models.Network(keras.Model(images, x), keras.Model(images, features), groups, Head())
 
 
 def split():
