@@ -416,6 +416,21 @@ def test_step_times_are_measured_once_and_kept(places, open_runs, monkeypatch):
     assert settle(open_runs, places) == cells
 
 
+def test_xla_is_tried_for_all_that_share_their_steps_with_a_run_that_asks_for_it(places, open_runs, monkeypatch):
+    counts = []
+
+    def timer(job, *args, **kwargs):
+        counts.append(job["counts"])
+        FakeTimer()(job, *args, **kwargs)
+
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", answering(timer))
+    settle(open_runs, places)
+    freeze = dataclasses.replace(open_runs[0].freeze, xla=("on",))
+    settle([*open_runs, dataclasses.replace(open_runs[0], freeze=freeze)], places, fresh=True)
+    assert [found.count(None) for found in counts] == [0, 1]
+
+
 def test_more_seeds_of_what_has_finished_are_not_checked_again(places, open_runs, monkeypatch):
     places.results.mkdir()
     monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))

@@ -40,7 +40,6 @@ def test_xla_is_tried_where_it_can_save_more_than_trying_takes(run, costs, count
 
 
 def test_xla_is_always_tried_where_it_is_asked_for_and_on_a_gpu(run, monkeypatch):
-    asked = dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, xla=("on",)))
-    assert jobs._not_worth_xla(off(0.002), asked, {"shapes": SHAPES}, 3) == ""
+    assert jobs._not_worth_xla(off(0.002), run, {"shapes": SHAPES}, None) == ""
     monkeypatch.setattr(device, "kind", lambda: "gpu")
     assert jobs._not_worth_xla(off(0.002), run, {"shapes": SHAPES}, 3) == ""

@@ -236,7 +236,9 @@ def measure_steps(planned: list[Run], key: str, checked: Event, places: Places) 
     """Step times of every configuration under each precision and XLA setting, kept as a record."""
     rows = {(r.freeze.name, choice.timing_key(r)): r for r in planned if r.freeze.name != plan.PRETRAIN}
     distinct = {timing: run for (_, timing), run in reversed(rows.items())}
-    counts = Counter(choice.timing_key(run) for run in planned)
+    asked = {choice.timing_key(run) for run in planned if run.xla == "on"}  # which are tried, whatever they save
+    number = Counter(choice.timing_key(run) for run in planned)
+    counts = {timing: None if timing in asked else count for timing, count in number.items()}
     candidates = choice.candidates(planned, checked["mixed"])
     shapes = {f"{c['freeze']} {c['variant']}": c for c in checked["configurations"]}
     timed: list[Event] = []
@@ -262,7 +264,7 @@ class Timing:
     def __init__(
         self,
         distinct: dict[str, Run],
-        counts: Mapping[str, int],
+        counts: Mapping[str, int | None],
         shapes: dict[str, Event],
         candidates: list[choice.Candidate],
         earlier: list[Event],

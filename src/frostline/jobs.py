@@ -697,9 +697,12 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         passes[precision] = sum(alone.values())
 
 
-def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int) -> str:
-    """Why XLA is not tried for training on features, given the costs without it; empty where it is to be tried."""
-    if run.xla != "auto" or device.kind() == "gpu" or {cost["engine"] for cost in off} != {"cached"}:
+def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None) -> str:
+    """Why XLA is not tried for training on features, given the costs without it; empty where it is to be tried.
+
+    `count` is the number of runs, None where one of them asks for XLA.
+    """
+    if count is None or device.kind() == "gpu" or {cost["engine"] for cost in off} != {"cached"}:
         return ""
     images = _shape(run, job)["images"]["train"]
     counts = [stage.epochs * math.ceil(images / stage.batch_size) for stage in run.freeze.stages]
