@@ -233,7 +233,8 @@ def test_an_epoch_of_views_is_one_forward_pass(monkeypatch):
         return nets[-1]
 
     def passing(cut, views):
-        forward = prefix.forward(models.Network(nets[-1], None, {}, Head()), cut, TRAIN.images[:8])
+        need = prefix.need(models.Network(nets[-1], None, {}, Head()), cut, {})
+        forward = prefix.forward(need, TRAIN.images[:8])
         return lambda numbers: forward(augment.Shown(views, numbers))
 
     monkeypatch.setattr(prefix, "_program", counted)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from frostline import choice, plan, studies
@@ -97,11 +99,18 @@ def test_a_gpu_takes_mixed_precision_with_xla_unless_asked_otherwise(planned):
     assert on_gpu(xla=("off",)) == ("mixed_float16", "off")
 
 
-def test_nothing_left_is_an_error_with_advice(planned):
-    (output, everything) = planned(xla=("on",))
+def test_xla_that_is_asked_for_needs_no_measurement(planned):
+    output, everything = planned(xla=("on",))
     cells = table(output, everything, {("float32", "off"): (1.0, 1.0), ("float32", "on"): (None, 1.0)})
-    with pytest.raises(UserError, match="output: precision = 'auto' with xla = 'on' could not be measured to its end"):
-        choice.pick(cells, output, "cpu")
+    assert picked(cells, output) == ("float32", "on")
+
+
+def test_nothing_left_is_an_error_with_advice(planned):
+    output, everything = planned(xla=("on",))
+    asked = dataclasses.replace(everything.freeze, precision=("mixed_bfloat16",))
+    cells = table(output, everything, {("float32", "off"): (1.0, 1.0), ("float32", "on"): (None, 1.0)})
+    with pytest.raises(UserError, match="all: no step in mixed_bfloat16 could be measured to its end; name another"):
+        choice.pick(cells, dataclasses.replace(everything, freeze=asked), "cpu")
     with pytest.raises(UserError, match="no precision could be measured to its end; name one, such as --precision"):
         choice.pick(table(output, everything, {("float32", "on"): (None, 1.0)}), everything, "cpu")
 
@@ -109,7 +118,7 @@ def test_nothing_left_is_an_error_with_advice(planned):
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_a_precision_that_was_not_timed_is_a_clear_error(planned, device):
     output, everything = planned(precision=("mixed_float16",))
-    with pytest.raises(UserError, match="name both, such as --precision float32 --xla off"):
+    with pytest.raises(UserError, match="name another precision, such as --precision float32"):
         choice.pick(table(output, everything, {("float32", "off"): (1.0, 1.0)}), output, device)
 
 

@@ -59,7 +59,7 @@ def test_features_are_taken_where_they_are_cheaper(measured):
     measured(image=0.01, suffix=0.01)
     (cost,) = find(network(residual), stage("conv_3", "output"))
     assert (cost.engine, cost.reason, cost.boundary) == ("cached", "cheaper", ("relu_1", "relu_2"))
-    assert cost.image_bytes == 2 * IMAGE_BYTES and cost.most_bytes is None
+    assert cost.features_bytes == 2 * IMAGE_BYTES * 1500 and cost.most_bytes is None
     # 1500 images pass once; 5000 are trained on and 2000 answered, each of these at a third of a step's share
     assert cost.seconds == pytest.approx(0.01 * 1500 + handled() + 1 + 0.001 * (5000 + 2000 / 3))
     assert cost.other_seconds == pytest.approx(0.01 * 7000 + 1 + 0.001 * (5000 + 2000 / 3))
@@ -71,7 +71,7 @@ def test_a_plain_stage_costs_its_steps_and_its_answers(measured):
     (cost,) = find(network(residual), stage())
     assert (cost.engine, cost.reason) == ("plain", "nothing below the frontier")
     assert cost.seconds == pytest.approx(1 + 0.02 * (5000 + 2000 / 3))
-    assert cost.image_bytes is None and cost.other_seconds is None and cost.boundary == ()
+    assert cost.features_bytes is None and cost.other_seconds is None and cost.boundary == ()
 
 
 def test_everything_is_answered_once_at_the_end_of_the_last_stage(measured):
@@ -109,7 +109,7 @@ def test_a_lower_cut_is_taken_where_the_disk_has_no_room_for_the_higher(measured
     measured()
     room = costs.Room(disk_bytes=2 * IMAGE_BYTES * 1500 - 1, memory_bytes=2**40)
     (cost,) = find(network(residual), stage("conv_3", "output"), room=room)
-    assert cost.engine == "cached" and cost.boundary == ("relu_1",) and cost.image_bytes == IMAGE_BYTES
+    assert cost.engine == "cached" and cost.boundary == ("relu_1",) and cost.features_bytes == IMAGE_BYTES * 1500
     assert cost.most_bytes == 2 * IMAGE_BYTES - 1
     assert cost.reason.startswith("cut lower: its features take 1.6 MiB, and there is room for 1.6 MiB")
 

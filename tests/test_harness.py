@@ -390,7 +390,7 @@ def answering(steps):
 
 def settle(runs, places, pending=None, fresh=False):
     """The measured cells that the settings of some runs rest on."""
-    return harness.settle(runs, pending or runs, places, fresh=fresh).args[0]
+    return harness.settle(runs, pending or runs, places, fresh=fresh)[0]
 
 
 def test_the_candidates_after_one_that_was_given_up_go_on_in_another_child(places, open_runs, monkeypatch):

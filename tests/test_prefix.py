@@ -214,7 +214,7 @@ def test_features_of_bfloat16(bfloat16):
     assert features.about(need.key)["program"] == "TensorFlow mixed_bfloat16"
     assert {a.dtype.name for a in stored(need)["train"]} == {"bfloat16"}
     assert_right(need, tolerance=1e-2)
-    assert 1e-6 < prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 2e-2
+    assert 1e-6 < prefix.verify(need, SPLITS["train"], stored(need)["train"]) < 2e-2
 
 
 def test_a_program_that_is_not_accurate_gives_way_to_float32(bfloat16, monkeypatch):
@@ -257,7 +257,7 @@ def test_a_long_pass_takes_onnx_runtime_where_it_is_faster(build, trained, tenso
     need = needed(network(build, *trained))
     compute(need)
     assert by_onnx(need)
-    assert prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 1e-5
+    assert prefix.verify(need, SPLITS["train"], stored(need)["train"]) < 1e-5
 
 
 def test_nested_frontiers_by_onnx_runtime(tensorflow_is):
@@ -266,7 +266,7 @@ def test_nested_frontiers_by_onnx_runtime(tensorflow_is):
     compute(high, low)
     for need in (high, low):
         assert by_onnx(need)
-        assert prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 1e-5
+        assert prefix.verify(need, SPLITS["train"], stored(need)["train"]) < 1e-5
 
 
 def test_features_of_bfloat16_by_onnx_runtime_are_those_of_float32_rounded_once(bfloat16, tensorflow_is):
@@ -274,7 +274,7 @@ def test_features_of_bfloat16_by_onnx_runtime_are_those_of_float32_rounded_once(
     need = needed(network(residual, "conv_3", "output"))
     compute(need)
     assert by_onnx(need) and {a.dtype.name for a in stored(need)["train"]} == {"bfloat16"}
-    assert prefix.verify(need.network, need.cut, SPLITS["train"], stored(need)["train"]) < 2**-8
+    assert prefix.verify(need, SPLITS["train"], stored(need)["train"]) < 2**-8
 
 
 @pytest.mark.parametrize("why", ["it is slower", "the pass is short", "it answers otherwise", "it cannot be converted"])
@@ -296,40 +296,39 @@ def test_tensorflow_stays_where(why, tensorflow_is, monkeypatch):
 
 @pytest.fixture
 def computed():
-    """A network, its cut at two tensors, and the right features of five images."""
-    net = network(residual, "conv_3", "output")
-    cut = frontier.split(net.model)
-    return net, cut, tuple(np.array(x) for x in cut.prefix(SPLITS["validation"]))
+    """A frontier of two tensors, and the right features of five images."""
+    need = needed(network(residual, "conv_3", "output"))
+    return need, tuple(np.array(x) for x in need.cut.prefix(SPLITS["validation"]))
 
 
 def test_right_features_pass(computed):
-    net, cut, rows = computed
-    assert 0 <= prefix.verify(net, cut, SPLITS["validation"], rows) < 1e-6
+    need, rows = computed
+    assert 0 <= prefix.verify(need, SPLITS["validation"], rows) < 1e-6
 
 
 @pytest.mark.parametrize("tensor", [0, 1])
 @pytest.mark.parametrize("value", [100.0, np.nan, np.inf])
 def test_one_altered_value_is_found(computed, tensor, value):
-    net, cut, rows = computed
+    need, rows = computed
     rows[tensor].flat[7] = value
     with pytest.raises(prefix.FeaturesDiffer, match=r"features at relu_1, relu_2 differ by .* more than 0\.0001"):
-        prefix.verify(net, cut, SPLITS["validation"], rows)
+        prefix.verify(need, SPLITS["validation"], rows)
 
 
 def test_a_cut_that_is_wrong_is_found(computed):
     """The features are compared with what the network says, not with what the cut does."""
-    net, cut, _ = computed
-    relu_1 = net.model.get_layer("relu_1").output
-    wrong = dataclasses.replace(cut, prefix=keras.Model(net.model.input, [relu_1, relu_1]))
+    need, _ = computed
+    relu_1 = need.network.model.get_layer("relu_1").output
+    wrong = dataclasses.replace(need.cut, prefix=keras.Model(need.network.model.input, [relu_1, relu_1]))
     rows = tuple(np.array(x) for x in wrong.prefix(SPLITS["validation"]))
     with pytest.raises(prefix.FeaturesDiffer, match="differ"):
-        prefix.verify(net, wrong, SPLITS["validation"], rows)
+        prefix.verify(dataclasses.replace(need, cut=wrong), SPLITS["validation"], rows)
 
 
 def test_features_of_other_images_are_found(computed):
-    net, cut, rows = computed
+    need, rows = computed
     with pytest.raises(prefix.FeaturesDiffer, match="differ"):
-        prefix.verify(net, cut, SPLITS["validation"][::-1], rows)
+        prefix.verify(need, SPLITS["validation"][::-1], rows)
 
 
 @pytest.mark.parametrize(("build", "trained"), [(head_only, ["output"]), (nested, ["conv_2", "bn", "output"])])
@@ -337,7 +336,7 @@ def test_a_network_with_models_in_it_is_verified(build, trained):
     net = network(build, *trained)
     need = needed(net)
     compute(need)
-    assert prefix.verify(net, need.cut, SPLITS["train"], stored(need)["train"]) < 1e-6
+    assert prefix.verify(need, SPLITS["train"], stored(need)["train"]) < 1e-6
 
 
 # -- the shelf of a process ------------------------------------------------------------------------

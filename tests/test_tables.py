@@ -260,8 +260,9 @@ def test_latex_and_plain():
     assert "toy: what training costs - A toy" in lines("plain")
 
 
-def cost(engine, seconds, other=None, image_bytes=None, reason="cheaper"):
-    return {"engine": engine, "reason": reason, "seconds": seconds, "other_seconds": other, "image_bytes": image_bytes}
+def cost(engine, seconds, other=None, features_bytes=None, reason="cheaper"):
+    told = {"engine": engine, "reason": reason, "seconds": seconds}
+    return told | {"other_seconds": other, "features_bytes": features_bytes}
 
 
 def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1):
@@ -275,9 +276,9 @@ def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1):
 
 def test_a_dry_run_tells_engine_features_time_and_why():
     found = [
-        checked("output", [cost("cached", 2.0, 30.0, 4096)], ["pool"], [(8, 128)], seeds=3),
+        checked("output", [cost("cached", 2.0, 30.0, 4_096_000)], ["pool"], [(8, 128)], seeds=3),
         checked("all", [cost("plain", 50.0, reason="asked for")], variant="plain"),
-        checked("two", [cost("cached", 4.0, 8.0, 1 << 20), cost("plain", 6.0, reason="why not")], ["a", "b"],
+        checked("two", [cost("cached", 4.0, 8.0, 1000 << 20), cost("plain", 6.0, reason="why not")], ["a", "b"],
                 [(4,), (2, 2, 3)]),
     ]  # fmt: skip
     text = [" ".join(line.split()) for line in tables.plan(found).splitlines()]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_fit_shows_the_images_in_our_order(split):
 def test_each_epoch_shows_views_of_its_own_in_its_order(split):
     stage = Stage(augment=Augment("horizontal", rotation=0.1))
     views = augment.build(stage, split.images, seed=5, number=2, split_seed=0)
-    batches = training._batches(split, 16, 5, 2, views)
+    batches = training._batches(training._Lesson(dataclasses.replace(stage, batch_size=16), 2, 5, split, None, views))
     for epoch in (0, 1):
         images, labels = (np.concatenate(x) for x in zip(*(next(batches) for _ in range(3)), strict=True))
         order = training.order(40, 5, 2, epoch)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from frostline import graphs
+
 BLOCK_BYTES = 64 * 2**20
 TIMED_STEPS, TIMED_BLOCK, TIMED_SECONDS = 100, 5, 1.0
 KEPT_PROGRAMS = 4
@@ -151,14 +153,8 @@ def _structure(model: Any, train: Rows, validation: Rows | None, batch_size: int
     shapes = [
         (rows and [(a.shape, str(a.dtype)) for a in (*rows.features, rows.labels)]) for rows in (train, validation)
     ]
-    config = [model.get_config(), _without(model.get_compile_config(), ("learning_rate", "name"))]
+    config = [model.get_config(), graphs.without(model.get_compile_config(), "learning_rate", "name")]
     return json.dumps([config, modes, shapes, batch_size, evaluation_batch], sort_keys=True, default=str)
-
-
-def _without(config: Any, keys: tuple[str, ...]) -> Any:
-    if isinstance(config, dict):
-        return {k: _without(v, keys) for k, v in config.items() if k not in keys}
-    return [_without(v, keys) for v in config] if isinstance(config, (list, tuple)) else config
 
 
 def _copy_state(source: Any, target: Any) -> None:

@@ -66,10 +66,12 @@ def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:
     matching = [c for c in own if run.xla in ("auto", c["xla"])]
     if not cells or run.freeze.name == PRETRAIN:
         return Setting(precision, _pretrain_xla(cells, run, precision, device), ())
-    if not matching:
+    if own and not matching:  # XLA was asked for by name; what it is not measured with tells the engine all the same
+        return Setting(precision, run.xla, tuple(min(own, key=seconds)["stages"]))
+    if not own:
         raise UserError(
-            f"{run.freeze.name}: precision = {run.precision!r} with xla = {run.xla!r} could not be measured to its "
-            "end; name both, such as --precision float32 --xla off"
+            f"{run.freeze.name}: no step in {precision} could be measured to its end; name another precision, such as "
+            "--precision float32"
         )
     on = [c for c in matching if c["xla"] == "on"]
     best = on[0] if device == "gpu" and on else min(matching, key=seconds)

@@ -44,7 +44,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="frostline", description="How much of a network to freeze, and what it costs.")
     top.add_argument("--version", action="version", version=f"frostline {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _before_and_with_training(commands)
+    _after_training(commands)
+    return top
 
+
+def _before_and_with_training(commands: Any) -> None:
     sub = commands.add_parser("list", help="what there is: studies, datasets, backbones, heads, runtimes")
     sub.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS))
     sub.add_argument("--format", choices=("table", "json"), default="table")
@@ -77,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", choices=("table", "json"), default="table")
     sub.set_defaults(command=layers)
 
+
+def _after_training(commands: Any) -> None:
     sub = commands.add_parser("table", help="comparison tables of finished runs")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
     sub.add_argument("--format", choices=FORMATS, default="github")
@@ -111,7 +118,6 @@ def parser() -> argparse.ArgumentParser:
     sub = verbs.add_parser("clear", help="remove features that no command is using")
     sub.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key, 6 or more; all without one")
     sub.set_defaults(command=features_clear)
-    return top
 
 
 def _places(sub: argparse.ArgumentParser, *which: str) -> None:

@@ -31,7 +31,7 @@ class Room:
 class Cost:
     """The engine for a stage and why; predicted seconds with it and, where both were looked at, with the other.
 
-    `pass_seconds` is the pass over all images, `image_bytes` the features of one; None for the plain engine.
+    `pass_seconds` is the pass over all images, `features_bytes` what is stored of them; None for the plain engine.
     """
 
     engine: str
@@ -41,7 +41,7 @@ class Cost:
     step_seconds: float
     first_step_seconds: float
     pass_seconds: float | None = None
-    image_bytes: int | None = None
+    features_bytes: int | None = None
     boundary: tuple[str, ...] = ()
     most_bytes: int | None = None
 
@@ -165,7 +165,7 @@ def _cached(
         step_seconds=step,
         first_step_seconds=first,
         pass_seconds=pass_image * stored,
-        image_bytes=cut.image_bytes,
+        features_bytes=cut.image_bytes * stored,
         boundary=cut.boundary,
     )
 

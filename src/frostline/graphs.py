@@ -1,4 +1,4 @@
-"""Networks made of networks, as one graph."""
+"""Networks made of networks as one graph, and what their configurations have in common."""
 
 from typing import Any
 
@@ -28,6 +28,13 @@ def flatten(model: Any) -> Any:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{model.name} cannot be split: its nested models do not fit in one: {reason}") from error
     return flat
+
+
+def without(config: Any, *keys: str) -> Any:
+    """A configuration of Keras without some keys, wherever they stand in it."""
+    if isinstance(config, dict):
+        return {k: without(v, *keys) for k, v in config.items() if k not in keys}
+    return [without(v, *keys) for v in config] if isinstance(config, (list, tuple)) else config
 
 
 def _is_graph(operation: Any) -> bool:

@@ -64,13 +64,13 @@ def run_study(
     with records.lock(places.results):
         known = set() if fresh else finished(places.results)
         planned, trained = plan_runs(study, options, places, known), 0
-        setting: Callable[[Run], choice.Setting] | None = None
+        settled: tuple[list[Event], str] | None = None
         while pending := [run for run in planned if run.identity not in known]:
-            if setting is None:  # the whole study, also under --only: `auto` chooses once for all of its rows
+            if settled is None:  # the whole study, also under --only: `auto` chooses once for all of its rows
                 everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
-                setting = settle(everything, pending, places, fresh=fresh)
+                settled = settle(everything, pending, places, fresh=fresh)
             untrained = take_over(pending, planned, places.results)
-            train_all(untrained, [setting(run) for run in untrained], places)
+            train_all(untrained, [choice.pick(settled[0], run, settled[1]) for run in untrained], places)
             trained += len(untrained)
             known |= {run.identity for run in pending}
             planned = plan_runs(study, options, places, known) if study.search else planned  # what follows from these
@@ -88,10 +88,8 @@ def run_study(
     return good, {run.configuration for run in planned}
 
 
-def settle(
-    everything: list[Run], pending: list[Run], places: Places, *, fresh: bool
-) -> Callable[[Run], choice.Setting]:
-    """Check a whole study, and measure what `auto` means for all of its rows; returns what is in effect for a run.
+def settle(everything: list[Run], pending: list[Run], places: Places, *, fresh: bool) -> tuple[list[Event], str]:
+    """Check a whole study, and measure what `auto` means for all of its rows: the cells, and the kind of device.
 
     Neither is done again where only seeds are added to configurations that have finished with other ones.
     """
@@ -100,16 +98,12 @@ def settle(
     kept = next((r for r in reversed(told) if r["kind"] == "choice" and r["key"] == key), None)
     proven = {r["configuration"] for r in told if r["kind"] == "train" and r["outcome"] == "ok"}
     if kept and proven.issuperset(run.configuration for run in pending):
-        return functools.partial(_pick, kept["cells"], kept["device"])
+        return kept["cells"], kept["device"]
     checked = preflight(everything, places)
     cells = kept["cells"] if kept else []
     if not kept and choice.needed(pending):
         cells = measure_steps(everything, key, checked, places)
-    return functools.partial(_pick, cells, checked["device"])
-
-
-def _pick(cells: list[Event], device: str, run: Run) -> choice.Setting:
-    return choice.pick(cells, run, device)
+    return cells, checked["device"]
 
 
 def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run]:

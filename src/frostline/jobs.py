@@ -367,7 +367,7 @@ def _of_views(
     with the same proof."""
     need = _need(network, cut, run, views if views.count else None)
     if views.count is None:
-        forward = prefix.forward(network, cut, views.images[: prefix.SAMPLE])
+        forward = prefix.forward(need, views.images[: prefix.SAMPLE])
         used.facts[need.key]["train_images"] = "computed each epoch"
 
         def take(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -407,7 +407,7 @@ def _sample(run: Run, images: np.ndarray) -> np.ndarray:
 def _prove(need: prefix.Need, images: np.ndarray, rows: tuple[np.ndarray, ...], shelf: Shelf, used: Used) -> None:
     """Prove features of some images; those that are wrong are thrown away."""
     try:
-        difference = prefix.verify(need.network, need.cut, images, rows)
+        difference = prefix.verify(need, images, rows)
     except prefix.FeaturesDiffer:
         shelf.clear()
         features.clear([need.key])

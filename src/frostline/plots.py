@@ -12,7 +12,7 @@ from typing import Any
 
 from frostline.errors import UserError, nearest, optional_import
 from frostline.plan import PRETRAIN
-from frostline.records import Configuration, configurations
+from frostline.records import Configuration, configurations, explained, marks
 
 FORMATS = ("png", "html")
 # Okabe and Ito's colours for every kind of sight, without their yellow, which is pale on white.
@@ -167,12 +167,9 @@ def _name(same: Sequence[Configuration]) -> str:
     """Name with the marks of the tables and the number of seeds."""
     freeze, variant = _key(same[-1])
     row = same[-1].finished[-1]
-    marks = (" †" if row["protocol"] == "document" else "") + (
-        " ‡" if "inference_prefix" in (row.get("frontier") or "") else ""
-    )
     counts = sorted({len(c.finished) for c in same})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    return f"{freeze}{f' ({variant})' if variant else ''}{marks} ({seeds})"
+    return f"{freeze}{f' ({variant})' if variant else ''}{marks(row)} ({seeds})"
 
 
 def _over_epochs(name: str, title: str, drawn: list[tuple[Look, Configuration]], notes: list[str]) -> Picture:
@@ -280,10 +277,7 @@ def _notes(shown: list[Configuration]) -> list[str]:
     lines = [
         "In brackets the number of seeds; " + ("mean, and band of ± the sample deviation." if several else "no band.")
     ]
-    if any(row["protocol"] == "document" for row in done):
-        lines.append("† validated on test, as the document did.")
-    if any("inference_prefix" in (row.get("frontier") or "") for row in done):
-        lines.append("‡ inference_prefix: what is frozen ran as in inference, without its dropout and augmentation.")
+    lines += explained(done)
     quick = {f"--limit {row['limit']}" for row in done if row["limit"]}
     quick |= {f"--epochs {row['epochs_cap']}" for row in done if row["epochs_cap"]}
     if quick:

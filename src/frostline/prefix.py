@@ -56,7 +56,7 @@ def need(network: Network, cut: Cut, data: Mapping[str, Any]) -> Need:
     assert cut.prefix is not None
     layers = {layer.name: _digest(layer) for layer in cut.prefix.layers}
     versions = {name: machine.versions()[name] for name in ("tensorflow", "keras")}
-    graph = _without_trainable(cut.prefix.get_config())
+    graph = graphs.without(cut.prefix.get_config(), "trainable")
     parts = {"layers": layers, "graph": graph, "boundary": cut.boundary, "data": data}
     program = {"precision": _precision(network), "xla": _compiled(), "mode": cut.mode, "device": device.kind()}
     return Need(network, cut, features.key({**parts, **program, **versions}), layers)
@@ -93,27 +93,25 @@ def compute(
     return computed
 
 
-def forward(network: Network, cut: Cut, sample: np.ndarray) -> Callable[[Images], tuple[np.ndarray, ...]]:
+def forward(need: Need, sample: np.ndarray) -> Callable[[Images], tuple[np.ndarray, ...]]:
     """The program of the pass, for images whose features are not kept; its precision is settled on a sample."""
-    assert cut.prefix is not None
-    program, _ = _accurate(Need(network, cut, "", {}), cut.prefix, sample)
+    program, _ = _accurate(need, need.cut.prefix, sample)
 
     def run(images: Images) -> tuple[np.ndarray, ...]:
-        answers = _batches(program, images, cut.feature_dtypes)
+        answers = _batches(program, images, need.cut.feature_dtypes)
         return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
     return run
 
 
-def verify(network: Network, cut: Cut, images: np.ndarray, rows: tuple[np.ndarray, ...]) -> float:
+def verify(need: Need, images: np.ndarray, rows: tuple[np.ndarray, ...]) -> float:
     """Largest difference between features and those the whole network computes in float32 TensorFlow for the same
     images, relative to the largest of them; raises FeaturesDiffer above the tolerance of the network's precision."""
-    expected = _call(_whole(network, cut), images)
-    worst = _largest_difference(rows, expected)
-    tolerance = TOLERANCE[_precision(network)]
+    worst = _largest_difference(rows, _call(_whole(need), images))
+    tolerance = TOLERANCE[_precision(need.network)]
     if not worst <= tolerance:
         raise FeaturesDiffer(
-            f"features at {', '.join(cut.boundary)} differ by {worst:.2g} of the largest from those of the whole "
+            f"features at {', '.join(need.cut.boundary)} differ by {worst:.2g} of the largest from those of the whole "
             f"network, more than {tolerance:g}"
         )
     return worst
@@ -146,18 +144,11 @@ def images_per_call(size: int) -> int:
 
 
 def _digest(layer: Any) -> str:
-    what = [type(layer).__name__, _without_trainable(layer.get_config())]
+    what = [type(layer).__name__, graphs.without(layer.get_config(), "trainable")]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for weight in layer.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()
-
-
-def _without_trainable(config: Any) -> Any:
-    """A configuration without what a freeze mask sets, which changes nothing below a frontier."""
-    if isinstance(config, dict):
-        return {k: _without_trainable(v) for k, v in config.items() if k != "trainable"}
-    return [_without_trainable(v) for v in config] if isinstance(config, (list, tuple)) else config
 
 
 def _precision(network: Network) -> str:
@@ -330,7 +321,7 @@ def _accurate(highest: Need, model: Any, images: np.ndarray) -> tuple[Program, s
     if precision == "float32":
         return program, name
     found = _call(program, images)[: len(highest.cut.boundary)]
-    whole = _call(_whole(highest.network, highest.cut), images)
+    whole = _call(_whole(highest), images)
     if _largest_difference(found, whole) <= TOLERANCE[precision] / 2:
         return program, name
     return _program(_exact(highest, model), False), "TensorFlow float32"
@@ -355,7 +346,7 @@ def _fastest(highest: Need, model: Any, known: tuple[Program, str], images: Imag
         program = _onnx(_exact(highest, model), threads=1 if _calls_at_once() > 1 else 0)
         sample = images[:SAMPLE]
         found = _call(program, sample)[: len(highest.cut.boundary)]
-        difference = _largest_difference(found, _call(_whole(highest.network, highest.cut), sample))
+        difference = _largest_difference(found, _call(_whole(highest), sample))
     except Exception as error:  # whatever the converter or the session refuses
         print(f"ONNX Runtime cannot run this pass: {error}", flush=True)
         return known
@@ -381,14 +372,14 @@ def _onnx(model: Any, threads: int) -> Program:
     return run
 
 
-def _whole(network: Network, cut: Cut) -> Program:
+def _whole(need: Need) -> Program:
     """The features by the whole network in float32 TensorFlow, found by the names of its layers and not by the cut."""
-    assert cut.prefix is not None
-    key = (_precision(network), cut.boundary, *map(_digest, cut.prefix.layers))
+    network, precision = need.network, _precision(need.network)
+    key = (precision, need.cut.boundary, *need.layers.values())
     if key not in _kept:
-        exact = network.model if _precision(network) == "float32" else models.standard(network.model)
+        exact = network.model if precision == "float32" else models.standard(network.model)
         _kept.clear()
-        _kept[key] = _program(_part(exact, cut.boundary), False)
+        _kept[key] = _program(_part(exact, need.cut.boundary), False)
     return _kept[key]
 
 

@@ -5,7 +5,7 @@ import datetime
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,29 @@ class Configuration:
         """The finished run with the median validation accuracy (the lower one of two): the one that is exported."""
         ordered = sorted(self.finished, key=lambda row: (row["validation_top1"], row["seed"]))
         return ordered[(len(ordered) - 1) // 2] if ordered else None
+
+
+MARKS = {
+    "‡": "inference_prefix: what is frozen ran as in inference, without its dropout.",
+    "†": "validated on test, as the document did.",
+    "§": "augment_views: each epoch showed one of a few views of each image that were drawn once.",
+}
+
+
+def marks(record: dict[str, Any]) -> str:
+    """Those of MARKS that a training record or a row of the tables bears, each behind a space."""
+    borne = {
+        "†": record["protocol"] == "document",
+        "‡": "inference_prefix" in (record.get("frontier") or ""),
+        "§": record.get("augment_views"),
+    }
+    return "".join(f" {mark}" for mark, given in borne.items() if given)
+
+
+def explained(records: Iterable[dict[str, Any]]) -> list[str]:
+    """A line for each of MARKS that one of some records bears."""
+    borne = {mark for record in records for mark in marks(record).split()}
+    return [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in borne]
 
 
 def configurations(records: list[dict[str, Any]], wanted: Collection[str] | None = None) -> list[Configuration]:

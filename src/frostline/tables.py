@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from frostline.progress import duration
-from frostline.records import Configuration, configurations
+from frostline.records import Configuration, configurations, explained, marks
 
 MIB = 1 / 2**20
 FORMATS = ("github", "plain", "csv", "latex", "json")
@@ -197,7 +197,7 @@ def plan(found: list[Row]) -> str:
                     stage["batch_norm"],
                     _frontier(stage),
                     cost["engine"],
-                    _features(cost, entry, stage),
+                    _features(cost),
                     duration(_predicted(entry) * entry["seeds"]) if last else "",
                     f"{entry['memory_bytes'] * MIB:,.0f}" if last else "",
                 ]
@@ -308,11 +308,8 @@ def _fine(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
-def _features(cost: Row, entry: Row, stage: Row) -> str:
-    if cost["image_bytes"] is None:
-        return "-"
-    images = entry["images"]["pass"] + (stage.get("augment_views") or 0) * entry["images"]["train"]
-    return f"{cost['image_bytes'] * images * MIB:,.1f}"
+def _features(cost: Row) -> str:
+    return "-" if cost["features_bytes"] is None else f"{cost['features_bytes'] * MIB:,.1f}"
 
 
 def _frontier(stage: Row) -> str:
@@ -491,11 +488,8 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
             "cached: trained on features computed once; total s holds the whole pass (features s), also where another "
             f"run had made them. Features re-computed by whole networks differed by {worst:.1e} of the largest at most."
         )
-    if any("inference_prefix" in (row["frontier"] or "") for row in cached):
-        lines.append("‡ inference_prefix: what is frozen ran as in inference, without its dropout.")
     lines += _augmentation(done)
-    if any(row["protocol"] == "document" for row in train):
-        lines.append("† validated on test, as the document did.")
+    lines += explained(train)
     lines += [_chosen(row) for row in train if row["search"] and row["search"]["best"]]
     limits = sorted({f"--limit {r['limit']}" for r in train if r["limit"]})
     caps = sorted({f"--epochs {r['epochs_cap']}" for r in train if r["epochs_cap"]})
@@ -532,8 +526,6 @@ def _augmentation(done: list[Row]) -> list[str]:
         lines.append(
             "cached with augmentation: the frozen part ran forward over new views in every epoch (in epoch s)."
         )
-    if any(row["augment_views"] for row in done):
-        lines.append("§ augment_views: each epoch showed one of a few views of each image that were drawn once.")
     return lines
 
 
@@ -600,12 +592,7 @@ def _drawn(value: Any) -> str:
 
 
 def _name(row: Row) -> str:
-    marks = {
-        " †": row["protocol"] == "document",
-        " ‡": "inference_prefix" in (row.get("frontier") or ""),
-        " §": row.get("augment_views"),
-    }
-    return f"{_label(row)}{''.join(mark for mark, given in marks.items() if given)}"
+    return _label(row) + marks(row)
 
 
 def _share(row: Row) -> str:

@@ -107,6 +107,23 @@ class Clock:
         return seconds
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """What a stage is trained on: images or views of them, in an order that seed and number of the stage give."""
+
+    stage: Stage
+    number: int
+    seed: int
+    train: Split
+    validation: Split | None
+    views: augment.Views | None
+
+    def rows(self, epoch: int) -> Any:
+        """What an epoch shows, in its order: images, or numbers of their views."""
+        shuffled = order(len(self.train.labels), self.seed, self.number, epoch)
+        return shuffled if self.views is None else augment.numbers(self.views, epoch)[shuffled]
+
+
 def train(
     network: Network,
     stages: tuple[Stage, ...],
@@ -132,45 +149,33 @@ def train(
     features: Arrays | None = None
     spared = 0.0
     for number, stage in enumerate(stages, 1):
-        engine = engines[number - 1] if engines else Engine()
         mask = freezing.apply(network.model, network.groups, stage)
         before = freezing.frozen_digests(network.model, mask)
         views = augment.build(stage, train.images, seed=seed, number=number, split_seed=split_seed)
-        cut, features, of_views, model = None, None, None, network.model
-        if engine.name == "cached":
-            assert source
-            found = frontier.split(network.model, mode=stage.frontier, most_bytes=engine.most_bytes)
-            if found.prefix is not None:  # where nothing is worth computing once, the whole network is trained
-                cut, features, model = found, source(found), found.suffix
-                if views:
-                    assert view_source
-                    of_views = view_source(found, views)
+        lesson = _Lesson(stage, number, seed, train, validation, views)
+        cut = _cut(network, stage, engines[number - 1]) if engines else None
+        features, of_views = _features(cut, views, source, view_source) if cut else (None, None)
+        model = cut.suffix if cut else network.model
         compile_model(model, stage, xla, network.head.label_smoothing)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
-        if features is None:
-            _fit_plain(model, train, validation, stage, seed, number, callbacks, views)
-        else:
-            rows = cached.Rows(features["train"], train.labels, of_views)
-            compiling, ready = _fit_cached(
-                model, features, rows, validation, stage, seed, number, callbacks, read, views
-            )
+        if features:
+            compiling, ready = _fit_cached(model, features, of_views, lesson, callbacks, read)
             clock.compiled(compiling)
             spared += compiling if ready else 0.0
+        else:
+            _fit_plain(model, lesson, callbacks)
         restored.append(_restored_epoch(stopper))
         proofs.append(freezing.prove(before, freezing.frozen_digests(network.model, mask)))
         masks.append(mask)
         cuts.append(cut)
         shown += [views.seconds] if views else []
-    whole = [s for s in clock.epochs if math.isfinite(s)]
     return Trained(
         history=history,
         masks=masks,
         proofs=proofs,
         effective={**device.effective(network.model), "xla": bool(model.jit_compile)},
-        first_step_seconds=sum(clock.compiling),
-        step_seconds=statistics.median(clock.steps) if clock.steps else None,
-        epoch_seconds=statistics.median(whole) if whole else None,
+        **_seconds(clock),
         restored_epochs=restored,
         cuts=cuts,
         features=features,
@@ -179,18 +184,36 @@ def train(
     )
 
 
-def _fit_plain(
-    model: Any,
-    train: Split,
-    validation: Split | None,
-    stage: Stage,
-    seed: int,
-    number: int,
-    callbacks: list[Any],
-    views: augment.Views | None,
-) -> None:
+def _cut(network: Network, stage: Stage, engine: Engine) -> frontier.Cut | None:
+    """Where the cached engine cuts; None for the plain one, and where nothing is worth computing once."""
+    if engine.name != "cached":
+        return None
+    cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine.most_bytes)
+    return cut if cut.prefix is not None else None
+
+
+def _features(
+    cut: frontier.Cut, views: augment.Views | None, source: Source | None, view_source: ViewSource | None
+) -> tuple[Arrays, cached.OfViews | None]:
+    """What the suffix is trained on: features of the images and, where there are views, what gives theirs."""
+    assert source and (view_source or not views)
+    return source(cut), view_source(cut, views) if views and view_source else None
+
+
+def _seconds(clock: Clock) -> dict[str, Any]:
+    """First step, and medians of step and epoch, of what a clock has seen."""
+    whole = [s for s in clock.epochs if math.isfinite(s)]
+    return {
+        "first_step_seconds": sum(clock.compiling),
+        "step_seconds": statistics.median(clock.steps) if clock.steps else None,
+        "epoch_seconds": statistics.median(whole) if whole else None,
+    }
+
+
+def _fit_plain(model: Any, lesson: _Lesson, callbacks: list[Any]) -> None:
+    stage, train, validation = lesson.stage, lesson.train, lesson.validation
     model.fit(
-        _batches(train, stage.batch_size, seed, number, views),
+        _batches(lesson),
         epochs=stage.epochs,
         steps_per_epoch=math.ceil(len(train.labels) / stage.batch_size),
         validation_data=None if validation is None else (validation.images, validation.labels),
@@ -204,23 +227,20 @@ def _fit_plain(
 def _fit_cached(
     model: Any,
     features: Arrays,
-    train: cached.Rows,
-    validation: Split | None,
-    stage: Stage,
-    seed: int,
-    number: int,
+    of_views: cached.OfViews | None,
+    lesson: _Lesson,
     callbacks: list[Any],
     read: Callable[[], float],
-    views: augment.Views | None,
 ) -> tuple[float, bool]:
+    validation = lesson.validation
     return cached.fit(
         model,
-        train,
+        cached.Rows(features["train"], lesson.train.labels, of_views),
         None if validation is None else cached.Rows(features["validation"], validation.labels),
-        epochs=stage.epochs,
-        batch_size=stage.batch_size,
+        epochs=lesson.stage.epochs,
+        batch_size=lesson.stage.batch_size,
         evaluation_batch=EVALUATION_BATCH,
-        order=lambda epoch: _rows(len(train), seed, number, epoch, views),
+        order=lesson.rows,
         callbacks=callbacks,
         read=read,
     )
@@ -247,7 +267,7 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
     # On random labels a loss may run away; what a step costs does not depend on it.
     log = _Log(clock, [], 1, stage, 1, n, lambda **event: None, must_stay_finite=False)
     views = augment.build(stage, images, seed=0, number=1, split_seed=0)
-    batches = _batches(Split(images, labels, []), stage.batch_size, 0, 1, views)
+    batches = _batches(_Lesson(stage, 1, 0, Split(images, labels, []), None, views))
     callbacks = [log.callback()]
     network.model.fit(batches, epochs=1, steps_per_epoch=count + 1, callbacks=callbacks, shuffle=False, verbose=0)
     return StepTimes(clock.compiling[0], statistics.median(clock.steps))
@@ -325,23 +345,16 @@ def order(count: int, seed: int, stage: int, epoch: int) -> Any:
     return np.random.default_rng((seed, stage, epoch)).permutation(count)
 
 
-def _rows(count: int, seed: int, stage: int, epoch: int, views: augment.Views | None) -> Any:
-    """What an epoch shows, in its order: images, or numbers of their views."""
-    shuffled = order(count, seed, stage, epoch)
-    return shuffled if views is None else augment.numbers(views, epoch)[shuffled]
-
-
-def _batches(
-    split: Split, batch_size: int, seed: int, stage: int, views: augment.Views | None = None
-) -> Iterator[tuple[Any, Any]]:
-    """Endless batches of the split, in a new order each epoch, the last partial batch kept.
+def _batches(lesson: _Lesson) -> Iterator[tuple[Any, Any]]:
+    """Endless batches, in a new order each epoch, the last partial batch kept.
 
     A generator, because Keras gives one its batches as they come; those of a PyDataset it shuffles and prefetches
     across epochs.
     """
+    split, views, batch_size = lesson.train, lesson.views, lesson.stage.batch_size
     count = len(split.labels)
     for epoch in itertools.count():
-        shuffled = _rows(count, seed, stage, epoch, views)
+        shuffled = lesson.rows(epoch)
         for start in range(0, count, batch_size):
             rows = shuffled[start : start + batch_size]
             images = split.images[rows] if views is None else augment.show(views, rows)
