@@ -15,7 +15,7 @@ PLACE := --results $(RESULTS)
 FROM  := $(if $(DATA),--data-dir $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-gpu test lint table plot export infer lock clean
+.PHONY: help setup bench bench-gpu test test-slow lint table plot export infer lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed 
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY) ## the tests that take minutes each, such as every backbone through every export
+	$(BIN)/python -m pytest --slow -m slow $(ARGS)
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .
