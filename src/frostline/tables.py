@@ -210,6 +210,7 @@ def plan(found: list[Row]) -> str:
     headers = ["freeze", "stage", "trainable", "total", "trains", "frozen", "BatchNorm", "frontier"]
     headers += ["engine", "features MiB", "all seeds", "memory MiB"]
     seconds = sum(_predicted(entry) * entry["seeds"] for entry in found)
+    reasons += [f"auto: {found[0]['auto']}."] * bool(found[0]["auto"])
     note = (
         f"About {duration(seconds)} of training in all, from a few measured steps in float32 without XLA, each run "
         "with a pass of its own; the start of processes, exports and inference come on top. Nothing was trained.\n"
