@@ -314,7 +314,7 @@ def _untimed(planned: list[Run], distinct: dict[str, Run], shapes: dict[str, Eve
     effort = checked["effort"]
     all_of_them = too_little(effort)
     open_ones = {choice.timing_key(run) for run in planned if "auto" in (run.precision, run.xla)}
-    reason = _little(effort) if all_of_them else "nothing is left open"
+    reason = _little(effort) if all_of_them else None
     cells = []
     for timing, run in distinct.items():
         stages = shapes[_shape(run)]["untimed"]
@@ -668,7 +668,7 @@ def infer_models(
     chosen = {name: lookup(runtimes.RUNTIMES, name, "runtime") for name in names or runtimes.RUNTIMES}
     cells = [(name, device) for name, runtime in chosen.items() for device in runtime.devices]
     failures = 0
-    with Progress(len(cells), "runtimes") as progress:
+    with Progress(len(cells), "runtimes", left=False) as progress:
         for name, device in cells:
             progress.show(f"measuring {name} on {device}")
             found = exporting.manifests(places.exports, chosen[name].kind)
