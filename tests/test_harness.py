@@ -621,6 +621,38 @@ def test_nothing_is_timed_when_nothing_is_left_open(places, tmp_path, tiny_study
     assert set(checked) == {"output", "all"} and timed == []
 
 
+def test_what_needs_no_tensorflow_is_found_before_it_starts(places, tmp_path, tiny_study, monkeypatch):
+    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("a child was started"))
+    for change, message in [
+        (('"small_cnn"', '"smal_cnn"'), "unknown backbone 'smal_cnn'; did you mean 'small_cnn'"),
+        (("[train]", '[head]\npooling = "avg"\n[train]'), "did you mean 'average'|there are: average"),
+        (('"output"\n', '"output"\nhead = "linera"\n'), r"tiny.toml: \[\[freeze\]\] 'output': unknown head 'linera'"),
+        (("head/output", "head/("), r"tiny.toml: \[\[freeze\]\] 'output': rule 'head/\(' is not a regular expression"),
+    ]:
+        (tmp_path / "tiny.toml").write_text(tiny_study.replace(*change))
+        with pytest.raises(UserError, match=message):
+            harness.run_study(str(tmp_path / "tiny.toml"), Options(), places)
+
+
+def test_rows_that_flags_override_are_said(places, tmp_path, tiny_study, monkeypatch, capsys):
+    own = tiny_study.replace('"output"\n', '"output"\nprecision = "mixed_bfloat16"\nxla = "on"\n')
+    study_run(places, tmp_path, own, monkeypatch, Options(precision=("float32",), xla=("off",)))
+    err = capsys.readouterr().err
+    assert "--precision float32 stands in place of what the study asks for: output (mixed_bfloat16)\n" in err
+    assert "--xla off stands in place of what the study asks for: output (on)\n" in err
+
+
+def test_what_was_finished_before_is_said_and_counted(places, tmp_path, tiny_study, monkeypatch, capsys):
+    options = Options(precision=("float32",), xla=("off",), engine=("plain",))
+    (tmp_path / "tiny.toml").write_text(tiny_study)
+    one, *_ = harness.plan_runs(studies.load(str(tmp_path / "tiny.toml")), options, places)
+    places.results.mkdir()
+    finish(one, places.results)
+    study_run(places, tmp_path, tiny_study, monkeypatch, options)
+    err = capsys.readouterr().err
+    assert "tiny: 1 of 2 runs are done already" in err and "[2/2] all seed 0: starting TensorFlow" in err
+
+
 SEARCH = """
 [search]
 freeze = "output"

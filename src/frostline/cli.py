@@ -4,10 +4,11 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from frostline import __version__, plots
 from frostline.children import Died
@@ -22,8 +23,8 @@ LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 when a cell failed, 2 for a mistake of the user, 130 on Ctrl-C."""
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(argv)
         return args.command(args)
     except UserError as error:
         print(f"frostline: {' '.join(str(error).split())}", file=sys.stderr)
@@ -39,9 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are like all others: one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; type: {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """All commands and flags."""
-    top = argparse.ArgumentParser(prog="frostline", description="How much of a network to freeze, and what it costs.")
+    """All commands and flags; parsing raises UserError."""
+    top = Parser(prog="frostline", description="How much of a network to freeze, and what it costs.")
     top.add_argument("--version", action="version", version=f"frostline {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _before_and_with_training(commands)
@@ -86,7 +94,7 @@ def _before_and_with_training(commands: Any) -> None:
 def _after_training(commands: Any) -> None:
     sub = commands.add_parser("table", help="comparison tables of finished runs")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
-    sub.add_argument("--format", choices=FORMATS, default="github")
+    sub.add_argument("--format", choices=FORMATS, help="default: plain in a terminal, else github")
     sub.set_defaults(command=table)
 
     sub = commands.add_parser("plot", help="curves of finished runs over epochs and training images")
@@ -182,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
     )
     places = harness.Places(args.results, args.exports, args.data_dir, args.features_memory)
     if args.dry_run:
-        print(tables.plan(harness.dry_run(args.study, options, places)))
+        print(tables.plan(harness.dry_run(args.study, options, places), _width()))
         return 0
     infer = not (args.no_infer or args.no_export)
     good, asked = harness.run_study(
@@ -190,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
     )
     name = Path(args.study).stem
     found = [r for r in records.read(args.results) if r["study"] == name]
-    print(tables.render(found, _terminal_format(), asked))
+    print(tables.render(found, _terminal_format(), asked, width=_width()))
     return 0 if good else 1
 
 
@@ -207,14 +215,17 @@ def layers(args: argparse.Namespace) -> int:
         print(json.dumps([{key: entry[key] for key in keys} for entry in found], indent=2))
     else:
         print(tables.layers(found, each=args.all))
-    return 0
+    problems = [stage["problem"] for entry in found for stage in entry["stages"] if stage["problem"]]
+    for problem in problems:
+        print(f"frostline: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def table(args: argparse.Namespace) -> int:
     """Print the tables of one or several results folders."""
     from frostline import tables
 
-    print(tables.render(_records(args.results), args.format))
+    print(tables.render(_records(args.results), args.format or _terminal_format(), width=_width()))
     return 0
 
 
@@ -272,7 +283,7 @@ def infer(args: argparse.Namespace) -> int:
         )
     names = {m["name"] for m in manifests}
     shown = [r for r in records.read(args.results) if r.get("model") in names]
-    print(tables.render(shown, _terminal_format(), kinds=("infer",)))
+    print(tables.render(shown, _terminal_format(), kinds=("infer",), width=_width()))
     return 0 if good else 1
 
 
@@ -322,6 +333,11 @@ def features_clear(args: argparse.Namespace) -> int:
 
 def _terminal_format() -> str:
     return "plain" if sys.stdout.isatty() else "github"
+
+
+def _width() -> int | None:
+    """How many characters wide tables may be: what the terminal has, and anything where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 # -- values of flags -----------------------------------------------------------------------------------

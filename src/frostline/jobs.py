@@ -601,11 +601,13 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         emit("checking", freeze=run.freeze.name)
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
-        network = build(run, dataset)
-        check_weights(run, network)
-        for name in sorted(search.optimizers(run.freeze)):
-            training.optimizer(name, 1e-3)
-        masks, stages = zip(*(_look(network, run, stage, job["layers"]) for stage in run.freeze.stages), strict=True)
+        with _row_named(job["where"], run):
+            network = build(run, dataset)
+            check_weights(run, network)
+            for name in sorted(search.optimizers(run.freeze)):
+                training.optimizer(name, 1e-3)
+            looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+        masks, stages = zip(*looked, strict=True)
         images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
         images["pass"] = sum(map(len, _splits(dataset).values()))
         mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
@@ -660,20 +662,40 @@ def _effort(
     }
 
 
-def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
-    """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
+@contextlib.contextmanager
+def _row_named(where: str, run: Run) -> Iterator[None]:
+    """Say in which row of which study a mistake is."""
+    try:
+        yield
+    except UserError as error:
+        row = "[pretrain]" if run.freeze.name == plan.PRETRAIN else f"[[freeze]] {run.freeze.name!r}"
+        raise UserError(f"{where}: {row}: {error}") from error
+
+
+def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) -> tuple[freezing.Mask, dict[str, Any]]:
+    """What a stage would train and where its frontier lies; raises UserError.
+
+    Where `layers` are asked for, a rule that matches nothing is a `problem`, told beside the layers there are.
+    """
     training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
     if stage.frontier != "exact" and run.engine == "plain":
-        raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
-    mask = freezing.apply(network.model, network.groups, stage)
+        raise UserError(f'frontier = "{stage.frontier}" needs features; give engine = "auto"')
+    problem = None
+    try:
+        mask = freezing.apply(network.model, network.groups, stage)
+    except UserError as error:
+        if not job["layers"]:
+            raise UserError(f"{error}; all layers: frostline layers {job['where']} --only {run.freeze.name}") from error
+        problem = f"{run.freeze.name}: {error}"
+        mask = freezing.apply(network.model, network.groups, dataclasses.replace(stage, train=("all",)))
     cut = frontier.split(network.model, mode=stage.frontier)
     told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
     told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views}
-    if listed:
+    if job["layers"]:
         below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
         layers = freezing.layers(network.model, network.groups)
         told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
-        told["frontier_mode"] = cut.mode
+        told |= {"frontier_mode": cut.mode, "problem": problem}
     return mask, told
 
 

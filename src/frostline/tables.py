@@ -253,7 +253,8 @@ def layers(found: list[Row], *, each: bool = False) -> str:
     for entry in found:
         for number, stage in enumerate(entry["stages"], 1):
             of = f", stage {number} of {len(entry['stages'])}" if len(entry["stages"]) > 1 else ""
-            parts += [f"{entry['freeze']}{of}", _layer_table(stage, each), _layer_summary(stage)]
+            as_if = ", as if everything trained" if stage["problem"] else ""
+            parts += [f"{entry['freeze']}{of}{as_if}", _layer_table(stage, each), _layer_summary(stage)]
     note = "What stands before a frontier says the same about an image in every epoch of its stage."
     return "\n\n".join([*parts, note if each else f"{note} --all shows every layer in a line of its own."])
 
