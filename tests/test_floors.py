@@ -11,7 +11,7 @@ import frostline
 
 FLOORS = {
     0: {"errors", "timing", "machine", "progress", "children", "batching"},
-    1: {"studies", "pytorch", "graphs", "tfds", "client"},
+    1: {"studies", "pytorch", "graphs", "tfds", "serving", "client"},
     2: {"records", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"models", "frontier", "cached", "runtimes", "search"},
