@@ -10,7 +10,7 @@ import pytest
 import frostline
 
 FLOORS = {
-    0: {"errors", "timing", "machine", "progress", "children"},
+    0: {"errors", "timing", "machine", "progress", "children", "batching"},
     1: {"studies", "pytorch", "graphs", "tfds", "serving", "client"},
     2: {"records", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
