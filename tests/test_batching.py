@@ -7,7 +7,8 @@ protos = pytest.importorskip("frostline.serving.protos")
 
 
 def test_the_text_is_what_tensorflow_serving_reads():
-    found = text_format.Parse(batching.parameters((1, 4, 8), timeout_micros=500, threads=3), protos.BatchingParameters())
+    text = batching.parameters((1, 4, 8), timeout_micros=500, threads=3)
+    found = text_format.Parse(text, protos.BatchingParameters())
     assert list(found.allowed_batch_sizes) == [1, 4, 8] and found.max_batch_size.value == 8
     assert found.batch_timeout_micros.value == 500 and found.num_batch_threads.value == 3
     assert found.max_enqueued_batches.value == batching.MAX_ENQUEUED
