@@ -54,9 +54,9 @@ def publish(
     version = versions.next_version(exports, name)
     with versions.staging(exports, name, version) as folders:
         model.save(folders["keras"] / "model.keras")
-        saved_model.write(model, activation, folders["saved_model"])
+        saved_model.write(model, activation, class_names, folders["saved_model"])
         onnx.write(folders["saved_model"], folders["onnx"] / "model.onnx")
-        agreement = parity.check(model, folders, images, activation)
+        agreement = parity.check(model, folders, images, activation, class_names)
         graph = onnx.graph_hash(folders["onnx"] / "model.onnx")
         about = {
             **facts,
