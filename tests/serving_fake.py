@@ -1,7 +1,7 @@
 """What speaks just enough of TensorFlow Serving's API to test a client, over gRPC and over REST.
 
 One model, `tiny`, versions 1 (label `stable`) and 2: it says how bright images of 2x2 pixels are, and how long
-encoded ones.
+encoded ones, unless these begin with `bad`.
 """
 
 import base64
@@ -53,13 +53,15 @@ class Model:
         self.asked.append((version, signature, len(images)))
         if self.failures:
             raise Refused(self.failures.pop(0), "as the test wants it")
+        if signature == "serving_bytes" and any(bytes(image).startswith(b"bad") for image in images):
+            raise Refused("INVALID_ARGUMENT", "Unknown image file format.")
         lengths = [len(i) for i in images] if signature == "serving_bytes" else np.mean(images, (1, 2, 3))
         if self.single:
             return {"score": np.array(lengths, np.float32)}
-        names = [["ä" if n > 10 else "b"] for n in lengths]
         return {
             "score": np.array(lengths, np.float32),
-            "top_k_classes": np.array(names, object),
+            "top_k_scores": np.array([[n, -1 - n] for n in lengths], np.float32),
+            "top_k_classes": np.array([["ä", "b"] if n > 10 else ["b", "ä"] for n in lengths], object),
             "version": np.full(len(images), version, np.int64),
         }
 
@@ -69,7 +71,8 @@ class Model:
 
         outputs = {"score": tensor("DT_FLOAT", -1)}
         if not self.single:
-            outputs |= {"top_k_classes": tensor("DT_STRING", -1, 1), "version": tensor("DT_INT64", -1)}
+            outputs |= {"top_k_classes": tensor("DT_STRING", -1, 2), "top_k_scores": tensor("DT_FLOAT", -1, 2)}
+            outputs |= {"version": tensor("DT_INT64", -1)}
         pixels, encoded = tensor("DT_UINT8", -1, self.size, self.size, 3), tensor("DT_STRING", -1)
         signatures = {
             "serving_default": {"inputs": {"images": pixels}, "outputs": outputs},

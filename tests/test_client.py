@@ -56,7 +56,7 @@ def test_pixels_and_bytes(place):
     with place.connect() as connection:
         found = connection.predict("tiny", PIXELS)
         assert found["score"].dtype == np.float32 and found["score"].tolist() == [0.0, 7.0, 200.0]
-        assert found["top_k_classes"].tolist() == [["b"], ["b"], ["ä"]]
+        assert found["top_k_classes"].tolist() == [["b", "ä"], ["b", "ä"], ["ä", "b"]]
         assert found["version"].tolist() == [2, 2, 2]
         assert connection.predict("tiny", [b"abc", b"\xff" * 11])["score"].tolist() == [3.0, 11.0]
     assert place.model.asked == [(2, "serving_default", 3), (2, "serving_bytes", 2)]

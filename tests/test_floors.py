@@ -14,7 +14,7 @@ FLOORS = {
     1: {"studies", "pytorch", "graphs", "tfds", "serving", "client"},
     2: {"records", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
-    4: {"models", "frontier", "cached", "runtimes", "search"},
+    4: {"predict", "models", "frontier", "cached", "runtimes", "search"},
     5: {"training", "exporting", "inference"},
     6: {"prefix"},
     7: {"costs"},
