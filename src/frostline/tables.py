@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -230,7 +231,9 @@ def plan(found: list[Row], width: int | None = None) -> str:
         "with a pass of its own; the start of processes, exports and inference come on top. Nothing was trained.\n"
         "Below the frontier nothing changes while a stage trains: the features of an image are the same in every epoch."
     )
-    return "\n\n".join([_tabulate(lines, headers, Form("plain", width), keys=2), "\n".join(notes), note])
+    form = Form("plain", width)
+    table = _tabulate(lines, headers, form, keys=2)
+    return "\n\n".join([table, _note("\n".join(notes), form), _note(note, form)])
 
 
 def _to_come(found: list[Row]) -> list[str]:
@@ -440,7 +443,7 @@ def _infer_tables(study: str, infer: list[Row], form: Form) -> list[str]:
         names = dict.fromkeys(row["runtime"] for row in infer if row["device"] == idle)
         notes.append(f"Skipped on {idle}, {reason}: {', '.join(names)}.")
     parts = (
-        [_titled(f"{study}: what answering costs", form, None), _grid(columns, list(merged.values()), form)]
+        [_titled(f"{study}: what answering costs", form, None), _grid(columns, list(merged.values()), form, keys=3)]
         if timed
         else []
     )
@@ -506,6 +509,11 @@ def _titled(text: str, form: Form, title: str | None) -> str:
 
 
 def _note(text: str, form: Form) -> str:
+    if form.name == "plain" and form.width:
+        return "\n".join(
+            textwrap.fill(line, form.width, break_long_words=False, break_on_hyphens=False)
+            for line in text.splitlines()
+        )
     return "\n".join(f"% {line}" for line in text.splitlines()) if form.name == "latex" else text
 
 
@@ -704,11 +712,12 @@ ACCURACY: list[Column] = [
 ]
 
 
-def _grid(columns: Iterable[Column], table: list[Row], form: Form) -> str:
-    """A table; a column that has nothing to say in any row, or no more than that others failed, is left out."""
+def _grid(columns: Iterable[Column], table: list[Row], form: Form, keys: int = 1) -> str:
+    """A table whose rows the first `keys` columns tell apart; a column that has nothing to say in any row, or no more
+    than that others failed, is left out."""
     cells = {header: [show(row) for row in table] for header, show in columns}
     kept = {h: column for h, column in cells.items() if "-" not in column or set(column) - {"-", "failed"}}
-    return _tabulate([list(line) for line in zip(*kept.values(), strict=True)], list(kept), form)
+    return _tabulate([list(line) for line in zip(*kept.values(), strict=True)], list(kept), form, keys=keys)
 
 
 def _csv(flat: list[Row]) -> str:
