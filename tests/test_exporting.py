@@ -10,11 +10,12 @@ import pytest
 import tensorflow as tf
 from onnx import TensorProto, helper
 
-from frostline import datasets, exporting
-from frostline.exporting import ParityError, parity, saved_model, versions
+from frostline import batching, datasets, exporting
+from frostline.exporting import ParityError, parity, saved_model, versions, warmup
 from frostline.exporting import onnx as to_onnx
 from frostline.runtimes import keras_predict
 from frostline.runtimes import onnxruntime as on_runtime
+from frostline.serving import protos
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 CLASSES = ("a", "b", "c")
@@ -149,7 +150,7 @@ def test_names_and_scores_of_the_best_classes(tmp_path):
     expected = [[names[number] for number in row] for row in best]
     (answer,) = session.run(["top_k_classes"], {"images": IMAGES})
     assert answer.tolist() == expected
-    examples = tf.constant([parity.example(file) for file in files_of(IMAGES)])
+    examples = tf.constant([warmup.example(file).SerializeToString() for file in files_of(IMAGES)])
     classified = signatures["classify"](inputs=examples)
     assert [[name.decode() for name in row] for row in classified["classes"].numpy()] == expected
     assert classified["scores"].shape == (9, 5) and np.all(np.diff(classified["scores"]) <= 0)
@@ -195,6 +196,44 @@ def test_flattening_needs_no_shape_arithmetic(tmp_path):
     assert "Reshape" in operators and "Shape" not in operators
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert session.run(["logits"], {"images": IMAGES})[0].shape == (9, 3)
+
+
+def test_a_version_is_warmed_up_for_each_signature_and_batch_size(published):
+    folder = published.paths["saved_model"]
+    requests = warmup.read(folder)
+    asked = [(name, len(array)) for name, feeds in map(warmup.feeds, requests) for array in feeds.values()]
+    assert asked == [(name, size) for size in batching.ALLOWED_SIZES for name in SIGNATURES]
+    assert (folder / warmup.FILE).stat().st_size < 100_000
+    assert {getattr(log, log.WhichOneof("log_type")).request.model_spec.name for log in requests} == {"tiny.output"}
+    signatures = tf.saved_model.load(str(folder)).signatures
+    for name, feeds in map(warmup.feeds, requests):
+        answer = signatures[name](**{alias: tf.constant(array) for alias, array in feeds.items()})
+        assert {len(value) for value in answer.values()} == {len(array) for array in feeds.values()}
+
+
+def test_a_tensor_of_a_warm_up_is_whole_for_tensorflow_too(published):
+    logs = warmup.read(published.paths["saved_model"])
+    for tensor in (tensor for log in logs for tensor in log.predict_log.request.inputs.values()):
+        whole = tf.io.parse_tensor(tensor.SerializeToString(), tf.as_dtype(tensor.dtype)).numpy()
+        assert np.array_equal(whole, tf.make_ndarray(tensor)) and len(np.unique(whole)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no"), (b"these are no records", "is damaged"), (b"", "holds 0 requests, 1 to 1000 are allowed")],
+)
+def test_a_broken_warm_up(content, message, tmp_path):
+    (tmp_path / "assets.extra").mkdir()
+    if content is not None:
+        (tmp_path / warmup.FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        warmup.read(tmp_path)
+
+
+def test_the_parameters_of_batching_are_those_that_tensorflow_serving_reads(published):
+    params = protos.read(published.paths["saved_model"] / "batching_params.pbtxt", protos.BatchingParameters)
+    assert tuple(params.allowed_batch_sizes) == batching.ALLOWED_SIZES
+    assert params.max_batch_size.value == batching.ALLOWED_SIZES[-1]
 
 
 def test_no_demand_for_xla_is_left(published, tmp_path, monkeypatch):
@@ -331,7 +370,7 @@ def test_another_decoder_publishes_nothing(tmp_path, monkeypatch):
 
 
 def test_a_classify_of_its_own_mind_publishes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(parity, "example", lambda file, right=parity.example: right(files_of(IMAGES[:1])[0]))
+    monkeypatch.setattr(warmup, "example", lambda file, right=warmup.example: right(files_of(IMAGES[:1])[0]))
     with pytest.raises(ParityError, match="classify answers otherwise than serving_bytes"):
         publish(network(), tmp_path)
     assert not files(tmp_path)

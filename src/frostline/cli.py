@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline import __version__, plots
+from frostline import __version__, plots, serving
 from frostline.children import Died
 from frostline.errors import UserError
 from frostline.tables import FORMATS
@@ -27,7 +27,11 @@ LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 when a cell failed, 2 for a mistake of the user, 130 on Ctrl-C."""
-    args = parser().parse_args(argv)
+    commands = parser()
+    args, rest = commands.parse_known_args(argv)
+    if rest and args.command is not serve:
+        commands.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest  # TensorFlow Serving's own flags
     try:
         return args.command(args)
     except UserError as error:
@@ -115,6 +119,17 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--batch-size", action="append", default=[], type=_positive, metavar="N", help="repeatable")
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
+
+    sub = commands.add_parser(
+        "serve",
+        help="answer requests as TensorFlow Serving does",
+        epilog="All other flags are those of TensorFlow Serving, as in --port=8500 --rest_api_port=8501.",
+        allow_abbrev=False,
+    )
+    sub.add_argument("exports", nargs="?", type=Path, metavar="EXPORTS", help="default: exports")
+    sub.add_argument("--backend", choices=tuple(serving.BACKENDS), default="auto")
+    sub.add_argument("--host", default="127.0.0.1", help="the address to answer on; default: this machine alone")
+    sub.set_defaults(command=serve)
 
     sub = commands.add_parser("features", help="the stored features of frozen networks")
     verbs = sub.add_subparsers(required=True, metavar="list|clear")
@@ -326,6 +341,11 @@ def infer(args: argparse.Namespace) -> int:
     shown = [r for r in records.read(args.results) if r.get("model") in names]
     print(tables.render(shown, _terminal_format(), kinds=("infer",)))
     return 0 if good else 1
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Answer requests until Ctrl-C."""
+    return serving.serve(args.exports, args.backend, args.host, args.rest)
 
 
 def features_list(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline import datasets, heads, models
+from frostline.exporting import warmup
 from frostline.runtimes import keras_predict, onnxruntime, saved_model
 
 if TYPE_CHECKING:
@@ -118,23 +119,16 @@ def _of_files(folder: Path) -> Outputs:
 
     def answer(images: np.ndarray) -> Answer:
         files = _files(images)
+        examples = [warmup.example(file).SerializeToString() for file in files]
         with tf.device("/cpu:0"):
             found = loaded.signatures["serving_bytes"](image_bytes=tf.constant(files))
-            classified = loaded.signatures["classify"](inputs=tf.constant([example(file) for file in files]))
+            classified = loaded.signatures["classify"](inputs=tf.constant(examples))
         same = np.allclose(classified["scores"], found["top_k_scores"], rtol=0, atol=TOLERANCE)
         if not same or not np.array_equal(classified["classes"], found["top_k_classes"]):
             raise ParityError("classify answers otherwise than serving_bytes")
         return {name: value.numpy() for name, value in found.items()}
 
     return answer
-
-
-def example(file: bytes) -> bytes:
-    """A serialized tf.Example with one image, as `classify` takes it."""
-    import tensorflow as tf
-
-    image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[file]))
-    return tf.train.Example(features=tf.train.Features(feature={"image/encoded": image})).SerializeToString()
 
 
 def _largest(

@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 
 from frostline import datasets
+from frostline.exporting.warmup import EXAMPLE_KEY
 
 XLA_MARK = "_XlaMustCompile"
 TOP_K = 5
-EXAMPLE_KEY = "image/encoded"  # of the tf.Example that `classify` reads
 
 
 def write(model: keras.Model, activation: str, class_names: Sequence[str], folder: Path) -> None:
