@@ -218,9 +218,7 @@ def test_the_way_there():
     assert rollout.finish("m", PROMOTED).state == TWO
 
 
-@pytest.mark.parametrize(
-    ("now", "then"), [(LOADED, ONE), (CANARY, LOADED), (PROMOTED, LOADED), (TWO, PROMOTED)]
-)
+@pytest.mark.parametrize(("now", "then"), [(LOADED, ONE), (CANARY, LOADED), (PROMOTED, LOADED), (TWO, PROMOTED)])
 def test_every_step_can_be_taken_back(now, then):
     assert rollout.back("m", now, [1, 2]).state == then
 
