@@ -17,7 +17,7 @@ FLOORS = {
     4: {"predict", "models", "frontier", "cached", "runtimes", "search"},
     5: {"training", "exporting", "inference", "deploy"},
     6: {"prefix"},
-    7: {"costs"},
+    7: {"costs", "trunk"},
     8: {"harness", "jobs"},
     9: {"cli"},
 }
