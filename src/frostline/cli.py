@@ -18,6 +18,7 @@ from frostline.errors import UserError
 from frostline.tables import FORMATS
 
 if TYPE_CHECKING:
+    from frostline.deploy import Served, Step
     from frostline.features import Entry
     from frostline.predict import Answer
 
@@ -164,6 +165,30 @@ def _serving(commands: Any) -> None:
     sub.add_argument("--format", choices=("table", "json", "csv"), default="table")
     sub.set_defaults(command=predict)
 
+    sub = commands.add_parser("bundle", help="write what TensorFlow Serving needs into EXPORTS/serving")
+    sub.add_argument("exports", type=Path, metavar="EXPORTS")
+    _places(sub, "results")
+    sub.add_argument("--models-at", metavar="DIR", help="where the server sees EXPORTS/saved_model; first: /models")
+    sub.set_defaults(command=bundle)
+
+    sub = commands.add_parser("rollout", help="a new version for a server that polls models.config, step by step")
+    step = sub.add_mutually_exclusive_group()
+    step.add_argument("--version", type=_positive, metavar="N", help="load it, call it canary; default: the newest")
+    step.add_argument("--promote", action="store_true", help="call stable what is canary")
+    step.add_argument("--finish", action="store_true", help="unload what has no label")
+    _moves(sub, rollout)
+
+    sub = commands.add_parser("rollback", help="take the last step of a rollout back")
+    _moves(sub, rollback)
+
+
+def _moves(sub: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int]) -> None:
+    sub.add_argument("model", metavar="MODEL")
+    _places(sub, "exports")
+    sub.add_argument("--url", help="of the server, to see each step done: grpc://HOST:PORT or http://HOST:PORT")
+    sub.add_argument("--timeout", type=_seconds, default=300.0, metavar="S", help="for each step; default: 300")
+    sub.set_defaults(command=command)
+
 
 def _places(sub: argparse.ArgumentParser, *which: str) -> None:
     if "results" in which:
@@ -212,7 +237,7 @@ def _entries(what: str) -> list[dict[str, str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Run a study and print its tables."""
-    from frostline import harness, records, tables
+    from frostline import deploy, harness, records, tables
     from frostline.plan import Options
 
     options = Options(
@@ -236,6 +261,8 @@ def run(args: argparse.Namespace) -> int:
     name = Path(args.study).stem
     found = [r for r in records.read(args.results) if r["study"] == name]
     print(tables.render(found, _terminal_format(), asked, width=_width()))
+    if deploy.published(args.exports) and not args.no_export:
+        _renew_bundle(args.exports, args.results)
     return 0 if good else 1
 
 
@@ -285,7 +312,7 @@ def _records(folders: list[Path]) -> list[dict[str, Any]]:
 
 def export(args: argparse.Namespace) -> int:
     """Publish the models of a results folder that are not published yet."""
-    from frostline import harness, records
+    from frostline import deploy, harness, records
     from frostline.errors import nearest
 
     places = harness.Places(args.results, args.exports, args.data_dir)
@@ -299,7 +326,10 @@ def export(args: argparse.Namespace) -> int:
     asked = args.only or {c.freeze for c in configurations if not c.trial}
     chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
-        return 0 if harness.export_models(chosen, places) else 1
+        good = harness.export_models(chosen, places)
+    if deploy.published(args.exports):
+        print(_renew_bundle(args.exports, args.results))
+    return 0 if good else 1
 
 
 def infer(args: argparse.Namespace) -> int:
@@ -410,6 +440,54 @@ def _print_rows(rows: list[tuple[str, str, str]], form: str) -> None:
     from tabulate import tabulate
 
     print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=("left", "left", "right")))
+
+
+def bundle(args: argparse.Namespace) -> int:
+    """Write the deployment bundle of an exports folder."""
+    print(_renew_bundle(args.exports, args.results, args.models_at))
+    return 0
+
+
+def _renew_bundle(exports: Path, results: Path, models_at: str | None = None) -> Path:
+    from frostline import deploy, records
+
+    folder, told = deploy.bundle(exports, records.read(results), models_at=models_at)
+    for line in told:
+        print(line, file=sys.stderr)
+    return folder
+
+
+def rollout(args: argparse.Namespace) -> int:
+    """Write the next step of a rollout into models.config."""
+    from frostline import deploy
+
+    def step(now: "Served") -> "Step":
+        if args.promote:
+            return deploy.promote(args.model, now)
+        if args.finish:
+            return deploy.finish(args.model, now)
+        return deploy.forward(args.model, now, deploy.versions(args.exports, args.model), args.version)
+
+    return _take(args, step)
+
+
+def rollback(args: argparse.Namespace) -> int:
+    """Write one step back into models.config."""
+    from frostline import deploy
+
+    return _take(args, lambda now: deploy.back(args.model, now, deploy.versions(args.exports, args.model)))
+
+
+def _take(args: argparse.Namespace, step: Callable[["Served"], "Step"]) -> int:
+    from frostline import client, deploy
+
+    if not args.url:
+        deploy.take(args.exports, args.model, step, None, print)
+        return 0
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with client.connect(args.url) as connection:
+        deploy.take(args.exports, args.model, step, deploy.Server(connection, args.timeout), print)
+    return 0
 
 
 def _terminal_format() -> str:
