@@ -719,9 +719,11 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             for name in sorted(search.optimizers(run.freeze)):
                 training.optimizer(name, 1e-3)
             looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+            images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
+            images["pass"] = sum(map(len, _splits(dataset).values()))
+            timed = _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None
+            untimed = None if job["layers"] else _estimate(network, run, images, "off", None)
         masks, stages = zip(*looked, strict=True)
-        images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
-        images["pass"] = sum(map(len, _splits(dataset).values()))
         mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
         looks.append((mask.trainable_params, run, stage, images))
         found.append(
@@ -733,8 +735,8 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "estimate": _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None,
-                "untimed": _estimate(network, run, images, "off", None),
+                "estimate": timed,
+                "untimed": untimed,
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
