@@ -3,9 +3,11 @@
 import argparse
 import csv
 import datetime
+import difflib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are like all others: one line, and where to read on."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """What argparse does, but a command refuses a flag it does not know by the name of one that it does."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self.get_default("command") not in (None, serve):
+            flags = re.findall(r"--[a-z-]+", self.format_usage())
+            near = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{f'; did you mean {near[0]}?' if near else ''}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; type: {self.prog} --help")

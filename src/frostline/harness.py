@@ -262,6 +262,7 @@ def preflight(
     `estimate`: configurations with their variants of which a few steps are timed at once.
     """
     found: Event = {}
+    checking: list[str] = []
     distinct = {run.configuration: run for run in planned}
     number = Counter(run.configuration for run in planned)
     job = {
@@ -278,7 +279,8 @@ def preflight(
 
         def on_event(event: Event) -> None:
             if event["event"] == "checking":
-                progress.show(f"checking {event['freeze']}", advance=1)
+                progress.show(f"checking {event['freeze']}", advance=bool(checking))  # the one before is checked
+                checking.append(event["freeze"])
             elif event["event"] == "checked":
                 found.update(event)
 
