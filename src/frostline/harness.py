@@ -112,10 +112,8 @@ def settle(
     there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
     asked = choice.needed(pending)
     checked = preflight(everything, places, where=where, timing=asked and not there)
-    if not asked:
-        return there, checked["device"]
-    if kept and not choice.lacking(everything, there, checked["mixed"]):
-        return kept["cells"], checked["device"]
+    if not asked or (kept and not choice.lacking(everything, kept["cells"], checked["mixed"])):
+        return kept["cells"] if kept else [], checked["device"]
     return choose(everything, key, checked, there, places), checked["device"]
 
 
