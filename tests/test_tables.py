@@ -430,3 +430,18 @@ def test_augmented_rows_are_marked_and_explained():
     assert not any(word in unmarked for word in ("augment", "§", "views"))
     plain = tables.render([train("slow", 0, **turned)], "github")
     assert "new views in every epoch" not in plain and "§" not in plain
+
+
+def test_the_whole_in_one_table_with_its_fronts():
+    text = lines()
+    start = text.index("### toy: the whole")
+    assert text[start + 4 : start + 7] == [
+        "| output | 10 | 2.000 ± 0.000 (2) | 15.0 ± 7.1 (2) | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) "
+        "| 9,000 | onnxruntime @32 | 1.00 | onnxruntime @1 | time, latency |",
+        "| all | 1,000 | 2.000 | 60.0 | 0.5000 | 0.5000 | 1,000 | onnxruntime @1 | 1.00 | onnxruntime @1 | - |",
+        "| broken | - | failed | failed | failed | failed | - | - | - | - | - |",
+    ]
+    by_name = {r["freeze"]: r for r in json.loads(tables.render(RECORDS, "json")) if r["kind"] == "train"}
+    assert [by_name[name]["pareto_train"] for name in ("output", "all", "broken")] == [True, False, None]
+    dagger = [{**r, "protocol": "document"} for r in RECORDS if r["kind"] == "train"]
+    assert "Rows validated on test are on no front." in lines(records=dagger)
