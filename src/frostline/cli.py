@@ -1,6 +1,7 @@
 """The `frostline` command: flags in, one call, an exit status out."""
 
 import argparse
+import csv
 import datetime
 import json
 import math
@@ -10,20 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline import __version__, plots
+from frostline import __version__, plots, serving
 from frostline.children import Died
 from frostline.errors import UserError
 from frostline.tables import FORMATS
 
 if TYPE_CHECKING:
     from frostline.features import Entry
+    from frostline.predict import Answer
 
+SERVER = "http://127.0.0.1:8501"
 LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 when a cell failed, 2 for a mistake of the user, 130 on Ctrl-C."""
-    args = parser().parse_args(argv)
+    commands = parser()
+    args, rest = commands.parse_known_args(argv)
+    if rest and args.command is not serve:
+        commands.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest  # TensorFlow Serving's own flags
     try:
         return args.command(args)
     except UserError as error:
@@ -47,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _before_and_with_training(commands)
     _after_training(commands)
+    _serving(commands)
     return top
 
 
@@ -121,6 +129,17 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
 
+    sub = commands.add_parser(
+        "serve",
+        help="answer requests as TensorFlow Serving does",
+        epilog="All other flags are those of TensorFlow Serving, as in --port=8500 --rest_api_port=8501.",
+        allow_abbrev=False,
+    )
+    sub.add_argument("exports", nargs="?", type=Path, metavar="EXPORTS", help="default: exports")
+    sub.add_argument("--backend", choices=tuple(serving.BACKENDS), default="auto")
+    sub.add_argument("--host", default="127.0.0.1", help="the address to answer on; default: this machine alone")
+    sub.set_defaults(command=serve)
+
     sub = commands.add_parser("features", help="the stored features of frozen networks")
     verbs = sub.add_subparsers(required=True, metavar="list|clear")
     sub = verbs.add_parser("list", help="what is stored, last used first")
@@ -129,6 +148,23 @@ def _after_training(commands: Any) -> None:
     sub = verbs.add_parser("clear", help="remove features that no command is using")
     sub.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key, 6 or more; all without one")
     sub.set_defaults(command=features_clear)
+
+
+def _serving(commands: Any) -> None:
+    sub = commands.add_parser("predict", help="send images to a running server")
+    sub.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders with images")
+    sub.add_argument("--model", required=True, metavar="NAME", help="as the server calls it: STUDY.CONFIGURATION")
+    sub.add_argument("--url", default=SERVER, help=f"grpc://HOST:PORT or http://HOST:PORT; default: {SERVER}")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--version", type=_positive, metavar="N", help="default: the newest that is served")
+    which.add_argument("--label", metavar="L", help="stable or canary, or another that the server has")
+    sub.add_argument(
+        "--as", dest="form", choices=("bytes", "pixels"), default="bytes", help="pixels: decoded and resized here"
+    )
+    sub.add_argument("--top", type=_positive, default=1, metavar="K", help="the K best classes; default: 1")
+    sub.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="for each answer; default: 10")
+    sub.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    sub.set_defaults(command=predict)
 
 
 def _places(sub: argparse.ArgumentParser, *which: str) -> None:
@@ -298,6 +334,11 @@ def infer(args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
+def serve(args: argparse.Namespace) -> int:
+    """Answer requests until Ctrl-C."""
+    return serving.serve(args.exports, args.backend, args.host, args.rest)
+
+
 def features_list(args: argparse.Namespace) -> int:
     """Print the stored features, the room they take and the room they may take."""
     from frostline import features
@@ -342,6 +383,45 @@ def features_clear(args: argparse.Namespace) -> int:
     return 0
 
 
+def predict(args: argparse.Namespace) -> int:
+    """Print the classes that a server finds in images; 1 where some were not answered."""
+    # gRPC's stubs and decoding bring TensorFlow, which would talk, and take a GPU that the server may need.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    from frostline import client
+    from frostline.predict import Asked, images
+    from frostline.predict import predict as ask
+
+    asked = Asked(args.model, args.version, args.label, args.form, args.top)
+    paths = images(args.images)
+    with client.connect(args.url, timeout=args.timeout) as connection:
+        answers = list(ask(connection, asked, paths))
+    failed = [answer for answer in answers if answer.trouble]
+    if args.format == "json":
+        print(json.dumps([_answer(answer) for answer in answers], indent=2, ensure_ascii=False))
+    else:
+        _print_rows([(str(a.path), n, f"{score:.4f}") for a in answers for n, score in a.best], args.format)
+    for answer in failed:
+        print(f"frostline: {answer.path}: {answer.trouble}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _answer(answer: "Answer") -> dict[str, Any]:
+    if answer.trouble:
+        return {"file": str(answer.path), "error": answer.trouble}
+    return {"file": str(answer.path), "classes": [{"class": name, "score": score} for name, score in answer.best]}
+
+
+def _print_rows(rows: list[tuple[str, str, str]], form: str) -> None:
+    headers = ("file", "class", "score")
+    if form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([headers, *rows])
+        return
+    from tabulate import tabulate
+
+    print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=("left", "left", "right")))
+
+
 def _terminal_format() -> str:
     return "plain" if sys.stdout.isatty() else "github"
 
@@ -356,24 +436,23 @@ def _positive(text: str) -> int:
 
 
 def _fraction(text: str) -> float:
-    value = _number(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1, such as 0.01")
     return value
 
 
 def _seconds(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, such as 0.05")
-    return value
-
-
-def _number(text: str) -> float:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        return math.nan
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _bytes(text: str) -> int:
