@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frostline import whole
 from frostline.progress import duration
 from frostline.records import Configuration, configurations, explained, marks
 
@@ -102,7 +103,8 @@ def rows(records: list[Row], wanted: Collection[str] | None = None) -> list[Row]
     `wanted` restricts the first to some configurations, by their identity without the seed.
     """
     train = [train_row(configuration, records) for configuration in configurations(records, wanted)]
-    return _with_reported(train) + infer_rows(records)
+    infer = infer_rows(records)
+    return whole.joined(_with_reported(train), infer) + infer
 
 
 def _with_reported(train: list[Row]) -> list[Row]:
@@ -127,6 +129,8 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "study": configuration.study,
         "freeze": configuration.freeze,
         "variant": configuration.variant,
+        "task": whole.task(newest),
+        "runs": [r["run"] for r in finished],
         "outcome": "ok" if finished else "failed",
         "reason": "; ".join(failures) or None,
         "seeds": [r["seed"] for r in finished],
@@ -369,6 +373,7 @@ def render(
         parts += _study_tables([r for r in own if r["kind"] == "train"], form)
         infer = [r for r in own if r["kind"] == "infer"]
         parts += _infer_tables(study, infer, form)
+        parts += _whole_table(study, [r for r in own if r["kind"] == "train"], form)
     return "\n\n".join(parts) if parts else "no records"
 
 
@@ -387,6 +392,26 @@ def _study_tables(train: list[Row], form: Form) -> list[str]:
     if any(cell["outcome"] != "not timed" for row in train for cell in row["step_cells"] or []):
         parts += [_titled(f"{study}: one training step, by precision and XLA", form, None), _steps(train, form)]
     return parts
+
+
+def _whole_table(study: str, train: list[Row], form: Form) -> list[str]:
+    """What each configuration costs to train and to ask, with the fronts marked."""
+    if not any(row["outcome"] == "ok" for row in train):
+        return []
+    notes = [
+        "On the front of time: no other row of its task is as good on validation in as little total time, and better "
+        "in one of the two; of latency: the same with the best median of one image. "
+        "These are means: frostline recommend says what they can bear."
+    ]
+    if any(row["protocol"] == "document" for row in train):
+        notes.append("Rows validated on test are on no front.")
+    title = _titled(f"{study}: the whole", form, None)
+    return [title, _grid(WHOLE, train, form), *(_note(note, form) for note in notes)]
+
+
+def _fronts(row: Row) -> str:
+    on = [name for name, key in (("time", "pareto_train"), ("latency", "pareto_latency")) if row[key]]
+    return ", ".join(on) or "-"
 
 
 def _everything(train: list[Row]) -> Row | None:
@@ -709,6 +734,20 @@ ACCURACY: list[Column] = [
     ("reported test", _reported("top1")),
     ("test loss", _mean("test_loss", digits=4)),
     ("reported loss", _reported("loss")),
+]
+
+WHOLE: list[Column] = [
+    ("freeze", _name),
+    ("trainable", _value("trainable_params")),
+    ("epoch s", _mean("epoch_seconds", digits=3)),
+    ("total s", _mean("total_seconds", digits=1)),
+    ("validation top-1", _mean("validation_top1", digits=4)),
+    ("test top-1", _mean("test_top1", digits=4)),
+    ("best images/s", _plain("best_images_per_second", digits=0)),
+    ("by", _value("best_images_per_second_of")),
+    ("best p50 ms", _plain("best_latency_p50_seconds", 1e3)),
+    ("from", _value("best_latency_p50_seconds_of")),
+    ("on the front of", _fronts),
 ]
 
 
