@@ -49,6 +49,7 @@ from frostline.studies import Data, Stage
 
 Emit = Callable[..., None]
 PARITY_IMAGES = 32
+XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
@@ -787,6 +788,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
     totals: dict[str, float] = {}
     passes: dict[str, float] = {}
     without_xla: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    slower: dict[int, str] = {}
     open_runs = all(run.precision == "auto" for run in _runs(job))
     for precision, xla in job["candidates"]:
         device.configure(precision)
@@ -797,11 +799,12 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         found = []
         for number, run in enumerate(_runs(job)):
             off = without_xla.get((precision, number), [])
-            if xla == "on" and (told := _not_worth_xla(off, run, job, job["counts"][number])):
+            if xla == "on" and (told := _not_worth_xla(off, run, job, job["counts"][number], slower.get(number, ""))):
                 emit("cell", skipped=told)
                 found += off
                 continue
             timed = _time(run, xla, job, known.setdefault(precision, {}), emit)
+            slower[number] = _slowed_by_xla(off, timed, precision) if xla == "on" else ""
             without_xla.setdefault((precision, number), timed)
             found += timed
         total = sum(cost["seconds"] for cost in found)
@@ -810,13 +813,24 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         passes[precision] = sum(alone.values())
 
 
-def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None) -> str:
-    """Why XLA is not tried for training on features, given the costs without it; empty where it is to be tried.
+def _slowed_by_xla(off: list[dict[str, Any]], on: list[dict[str, Any]], precision: str) -> str:
+    """That XLA makes a configuration much slower, given its costs without and with it; empty where it does not."""
+    times = sum(cost["seconds"] for cost in on) / (sum(cost["seconds"] for cost in off) or math.inf)
+    return f"XLA makes it {times:.1f} times slower in {precision}" if times > XLA_SLOWS else ""
+
+
+def _not_worth_xla(
+    off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None, slower: str = ""
+) -> str:
+    """Why XLA is not tried, given the costs of training on features without it, or `slower` from another precision;
+    empty where it is to be tried.
 
     `count` is the number of runs, None where one of them asks for XLA.
     """
-    if count is None or device.kind() == "gpu" or {cost["engine"] for cost in off} != {"cached"}:
+    if count is None or device.kind() == "gpu":
         return ""
+    if slower or {cost["engine"] for cost in off} != {"cached"}:
+        return slower
     images = _shape(run, job)["images"]["train"]
     counts = [stage.epochs * math.ceil(images / stage.batch_size) for stage in run.freeze.stages]
     seconds = count * sum(cost["step_seconds"] * n for cost, n in zip(off, counts, strict=True))
