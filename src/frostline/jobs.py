@@ -2,13 +2,14 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,16 @@ from frostline import (
     runtimes,
     search,
     training,
+    trunk,
 )
 from frostline.errors import UserError
 from frostline.plan import Run
 from frostline.studies import Data, Stage
 
 Emit = Callable[..., None]
+Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 PARITY_IMAGES = 32
+SMALL_BATCH = 8  # images a step of the look at how long all training takes
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
@@ -89,11 +93,14 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
         shelf.new |= set(job["computed"])
         if _lie_apart(job):
             shelf.new |= _compute_all(job, emit)
-        for run, setting in zip(_runs(job), job["settings"], strict=True):
+        left = list(zip(_runs(job), job["settings"], strict=True))
+        companies = _companies(left)
+        while left:
+            run, setting = left.pop(0)
             emit("run", run=run.id)
             try:
                 with _output_to(records.run_folder(results, run.id) / "log.txt"):
-                    record = train(run, setting, job, shelf, emit)
+                    record = train(run, setting, job, shelf, companies[run.id], emit)
             except UserError:
                 raise
             except Exception as error:
@@ -104,6 +111,7 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
             records.append(results, record)
             emit("done", run=run.id, text=_summary(record))
             marked = now
+            shelf.drop_trunks({other.id for other, _ in left})
 
 
 @contextlib.contextmanager
@@ -146,6 +154,7 @@ class Shelf:
         self.memory_bytes = memory_bytes
         self.books: dict[str, features.Features] = {}
         self.load_seconds: dict[str, float] = {}
+        self.trunks: dict[str, tuple[trunk.Kept, list[Run]]] = {}  # and who shares them
         self.new: set[str] = set()  # computed by this process, and used by no run yet
         opened.callback(self.clear)
 
@@ -176,11 +185,28 @@ class Shelf:
 
     def _open(self, key: str) -> None:
         before = time.perf_counter()
-        held = sum(book.nbytes for book in self.books.values() if book.in_memory)
-        if held + features.nbytes(key) > self.memory_bytes:
+        if self.held() + features.nbytes(key) > self.memory_bytes:
             self.clear()
         self.books[key] = features.load(key, memory_bytes=self.memory_bytes)
         self.load_seconds[key] = time.perf_counter() - before
+
+    def held(self) -> int:
+        """Bytes of memory in use."""
+        books = sum(book.nbytes for book in self.books.values() if book.in_memory)
+        return books + sum(kept.nbytes for kept, _ in self.trunks.values())
+
+    def has_room(self, nbytes: int, key: str) -> bool:
+        """Whether so many bytes more fit beside the features `key`; others are closed where they do not."""
+        for other in [k for k in self.books if k != key]:
+            if self.held() + nbytes > self.memory_bytes:
+                self.books.pop(other).close()
+        return self.held() + nbytes <= self.memory_bytes
+
+    def drop_trunks(self, left: Collection[str]) -> None:
+        """Forget trunks that none of the runs left shares."""
+        self.trunks = {
+            k: (kept, runs) for k, (kept, runs) in self.trunks.items() if {run.id for run in runs} & set(left)
+        }
 
 
 @dataclass
@@ -192,9 +218,12 @@ class Used:
     difference: float | None = None
     reused: bool = True
     load_seconds: float = 0.0
+    trunk: dict[str, Any] | None = None
 
 
-def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, emit: Emit) -> dict[str, Any]:
+def train(
+    run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, company: Sequence[Run], emit: Emit
+) -> dict[str, Any]:
     """Train one run and return its record; what it leaves in the run folder is written before."""
     results = Path(job["results"])
     whole = _load(plan.whole(run.data), _data_dir(job), run.limit)
@@ -218,6 +247,11 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         engines=[training.Engine(**engine) for engine in setting["engines"]],
         source=lambda cut: _of_rows(_features(network, cut, run, whole, shelf, used, emit), rows),
         view_source=lambda cut, views: _of_views(network, cut, run, views, shelf, used, emit),
+        sharing=lambda cut, arrays, number: (
+            _shared(network, cut, run, company, arrays, dataset.train, setting["xla"] == "on", shelf, used)
+            if number == 1
+            else None
+        ),
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
     answers = _evaluate(network, dataset, trained)
@@ -275,6 +309,7 @@ def _of_features(used: Used) -> dict[str, Any]:
         "features_difference": used.difference,
         "features_bytes": sum(facts["bytes"] for facts in taken) if taken else None,
         "features": taken,
+        "trunk": used.trunk,
     }
 
 
@@ -318,13 +353,12 @@ def _evaluate(
     network: models.Network, dataset: datasets.Dataset, trained: training.Trained
 ) -> dict[str, tuple[Any, float, float]]:
     """Probabilities, top-1 and loss of every split; one that is another is answered once."""
-    cut = trained.cuts[-1]
     answers: dict[str, tuple[Any, float, float]] = {}
     for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test)):
         if name == "test" and dataset.test is dataset.validation:
             answers[name] = answers["validation"]
-        elif cut and trained.features:
-            answers[name] = training.evaluate(network, split, cut.suffix, trained.features[name])
+        elif trained.features:
+            answers[name] = training.evaluate(network, split, trained.suffix, trained.features[name])
         else:
             answers[name] = training.evaluate(network, split)
     return answers
@@ -413,6 +447,87 @@ def _prove(need: prefix.Need, images: np.ndarray, rows: tuple[np.ndarray, ...], 
         features.clear([need.key])
         raise
     used.difference = max(difference, used.difference or 0.0)
+
+
+def _companies(runs: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, list[Run]]:
+    """For each run those of its group, itself included, that train the same network on the same features in the same
+    batches in their first stage, so that they may share a trunk."""
+    found: dict[str, list[Run]] = {}
+    names = [_same_steps(run, setting) for run, setting in runs]
+    for name, (run, _) in zip(names, runs, strict=True):
+        found.setdefault(name, []).append(run)
+    return {run.id: found[name] for name, (run, _) in zip(names, runs, strict=True)}
+
+
+def _same_steps(run: Run, setting: dict[str, Any]) -> str:
+    stage, estimate = run.freeze.stages[0], setting["estimate"]
+    if stage.augment or not estimate or setting["engines"][0]["name"] != "cached":
+        return run.id
+    network = [run.backbone, run.freeze.head, run.inherit_head, run.freeze.weights, run.pretrain_run, run.seed]
+    data = [run.data, run.limit, run.fingerprint, stage.batch_size, stage.batch_norm]
+    return repr([network, data, estimate[0]["boundary"], setting["engines"][0], setting["xla"]])
+
+
+def _shared(
+    network: models.Network,
+    cut: frontier.Cut,
+    run: Run,
+    company: Sequence[Run],
+    arrays: training.Arrays,
+    images: datasets.Split,
+    xla: bool,
+    shelf: Shelf,
+    used: Used,
+) -> training.Shared | None:
+    """The trunk of a run's first stage, where others share it and its answers fit in memory; each run proves it."""
+    own, key = run.freeze.stages[0], next(reversed(used.facts))
+    runs, found = _trunk_of(network, cut.suffix, company)
+    freezing.apply(network.model, network.groups, own)
+    if found is None or run not in runs:
+        return None
+    facts = {"features": key, "seed": run.seed, "batch": own.batch_size, "part": run.data.train_images, "xla": xla}
+    name = trunk.key(found, facts)
+    kept, _ = shelf.trunks.get(name, (None, runs))
+    epochs = max(other.freeze.stages[0].epochs for other in runs)
+    nbytes = trunk.nbytes(found, arrays, epochs)
+    if kept is None and not shelf.has_room(nbytes, key):
+        return None
+    used.trunk = {"boundary": list(found.boundary), "runs": [other.id for other in runs], "bytes": nbytes}
+    used.trunk |= {"reused": kept is not None}
+    shared, kept = trunk.share(kept, found, arrays, images.labels, epochs=epochs, batch_size=own.batch_size, xla=xla)
+    shelf.trunks[name] = (kept, runs)
+
+    def finish(done: int) -> None:
+        shared.finish(done)
+        shown = training.order(len(images.labels), run.seed, 1, 0)
+        try:
+            difference = trunk.verify(network, found, kept, images.images, shown, own.batch_size)
+        except prefix.FeaturesDiffer:
+            del shelf.trunks[name]
+            raise
+        told = {"difference": difference, "seconds": sum(kept.seconds[:done]) + kept.answer_seconds}
+        used.trunk = {**(used.trunk or {}), **told}
+
+    return dataclasses.replace(shared, finish=finish)
+
+
+def _trunk_of(network: models.Network, suffix: Any, company: Sequence[Run]) -> tuple[list[Run], frontier.Cut | None]:
+    """Which runs have a trunk, and the one that all of them have, where that are several; changes the mask."""
+
+    def cut(train: Sequence[str], batch_norm: str) -> tuple[frontier.Cut | None, set[str]]:
+        mask = freezing.apply(network.model, network.groups, Stage(train=tuple(train), batch_norm=batch_norm))
+        return frontier.trunk(suffix), set(mask.trained)
+
+    if len(company) < 2:
+        return [], None
+    mode = company[0].freeze.stages[0].batch_norm
+    rules = dict.fromkeys(run.freeze.stages[0].train for run in company)
+    each = {rule: cut(rule, mode) for rule in rules}
+    runs = [run for run in company if each[run.freeze.stages[0].train][0]]
+    if len(runs) < 2:
+        return runs, None
+    trained = set[str]().union(*(each[run.freeze.stages[0].train][1] for run in runs))
+    return runs, cut([f"only:{name}" for name in sorted(trained)], mode)[0]
 
 
 def _of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Arrays:
@@ -586,23 +701,29 @@ def _summary(record: dict[str, Any]) -> str:
 def preflight(job: dict[str, Any], emit: Emit) -> None:
     """Load the data, build every configuration, resolve every rule.
 
-    With `estimate` a few float32 steps are timed too, with `layers` every layer is told.
+    With `layers` every layer is told; of those in `estimate` a few float32 steps are timed. `cells`: how many are to
+    be timed for what is `auto`; where any are, it is told how long that will take, and all training.
     """
     device.configure("float32")
     found = []
+    looks: list[tuple[int, Run, Stage, dict[str, int]]] = []
     known: dict[tuple[str, ...], float] = {}
     base = machine.peak_memory_bytes() or 0
     for run in _runs(job):
         emit("checking", freeze=run.freeze.name)
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
-        network = build(run, dataset)
-        check_weights(run, network)
-        for name in sorted(search.optimizers(run.freeze)):
-            training.optimizer(name, 1e-3)
-        masks, stages = zip(*(_look(network, run, stage, job["layers"]) for stage in run.freeze.stages), strict=True)
+        with _row_named(job["where"], run):
+            network = build(run, dataset)
+            check_weights(run, network)
+            for name in sorted(search.optimizers(run.freeze)):
+                training.optimizer(name, 1e-3)
+            looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+        masks, stages = zip(*looked, strict=True)
         images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
         images["pass"] = sum(map(len, _splits(dataset).values()))
+        mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
+        looks.append((mask.trainable_params, run, stage, images))
         found.append(
             {
                 "freeze": run.freeze.name,
@@ -612,7 +733,8 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "estimate": _estimate(network, run, images, "off", known) if job["estimate"] else None,
+                "estimate": _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None,
+                "untimed": _estimate(network, run, images, "off", None),
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
@@ -623,23 +745,69 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 f'{run.freeze.name}: head = "inherit" takes over an output layer of {units[plan.PRETRAIN]} units, '
                 f"and this task needs {units[run.freeze.name]}; choose a head of its own"
             )
-    emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found)
+    effort = _effort(looks, found, job) if job["cells"] else None
+    emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found, effort=effort)
 
 
-def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
-    """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
+def _effort(
+    looks: list[tuple[int, Run, Stage, dict[str, int]]], found: list[dict[str, Any]], job: dict[str, Any]
+) -> dict[str, float]:
+    """Seconds that all training takes at most, and that timing takes: from a few steps of what trains most.
+
+    Small batches cost more an image, and no row more than one that runs forward and backward through all layers.
+    """
+    before = time.perf_counter()
+    _, run, stage, _ = max(looks, key=lambda look: look[0])
+    entry = found[[look[1] for look in looks].index(run)]
+    device.seed_everything(run.seed)
+    network = models.build(run.backbone, run.freeze.head, run.data.scaling, entry["size"], entry["classes"])
+    freezing.apply(network.model, network.groups, stage)
+    batch = min(SMALL_BATCH, stage.batch_size)
+    times = training.time_steps(network, dataclasses.replace(stage, batch_size=batch), xla=False, count=2)
+    shown = sum(
+        count * costs.shown(other.freeze.stages, images)
+        for count, (_, other, _, images) in zip(job["counts"], looks, strict=True)
+    )
+    return {
+        "training_seconds": shown * times.step_seconds / batch,
+        "timing_seconds": job["cells"] * (time.perf_counter() - before),
+    }
+
+
+@contextlib.contextmanager
+def _row_named(where: str, run: Run) -> Iterator[None]:
+    """Say in which row of which study a mistake is."""
+    try:
+        yield
+    except UserError as error:
+        row = "[pretrain]" if run.freeze.name == plan.PRETRAIN else f"[[freeze]] {run.freeze.name!r}"
+        raise UserError(f"{where}: {row}: {error}") from error
+
+
+def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) -> tuple[freezing.Mask, dict[str, Any]]:
+    """What a stage would train and where its frontier lies; raises UserError.
+
+    Where `layers` are asked for, a rule that matches nothing is a `problem`, told beside the layers there are.
+    """
     training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
     if stage.frontier != "exact" and run.engine == "plain":
-        raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
-    mask = freezing.apply(network.model, network.groups, stage)
+        raise UserError(f'frontier = "{stage.frontier}" needs features; give engine = "auto"')
+    problem = None
+    try:
+        mask = freezing.apply(network.model, network.groups, stage)
+    except UserError as error:
+        if not job["layers"]:
+            raise UserError(f"{error}; all layers: frostline layers {job['where']} --only {run.freeze.name}") from error
+        problem = f"{run.freeze.name}: {error}"
+        mask = freezing.apply(network.model, network.groups, dataclasses.replace(stage, train=("all",)))
     cut = frontier.split(network.model, mode=stage.frontier)
     told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
     told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views}
-    if listed:
+    if job["layers"]:
         below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
         layers = freezing.layers(network.model, network.groups)
         told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
-        told["frontier_mode"] = cut.mode
+        told |= {"frontier_mode": cut.mode, "problem": problem}
     return mask, told
 
 
@@ -652,9 +820,9 @@ def check_weights(run: Run, network: models.Network) -> None:
 
 
 def _estimate(
-    network: models.Network, run: Run, images: dict[str, int], xla: str, known: dict[tuple[str, ...], float]
+    network: models.Network, run: Run, images: dict[str, int], xla: str, known: dict[tuple[str, ...], float] | None
 ) -> list[dict[str, Any]]:
-    """What each stage of a run will cost, with which engine, and why."""
+    """What each stage of a run will cost, with which engine, and why; without `known` nothing is timed."""
     room = costs.Room(features.capacity(), machine.available_memory_bytes() or 0)
     found = costs.stages(network, run.freeze.stages, images, run.engine, xla=xla == "on", room=room, known=known)
     return [plan.plain(cost) for cost in found]
@@ -669,32 +837,36 @@ def _estimated_memory(network: models.Network, masks: list[freezing.Mask], run: 
 
 
 def steps(job: dict[str, Any], emit: Emit) -> None:
-    """Time a few steps of each configuration under some precision and XLA settings."""
+    """Time a few steps of some configurations, each under a precision and XLA setting; `measured` is known already."""
+    runs = _runs(job)
+    found: Costs = {(precision, xla, number): stages for precision, xla, number, stages in job["measured"]}
     known: dict[str, dict[tuple[str, ...], float]] = {}
-    totals: dict[str, float] = {}
-    passes: dict[str, float] = {}
-    without_xla: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    open_runs = all(run.precision == "auto" for run in _runs(job))
-    for precision, xla in job["candidates"]:
+    for precision, xla, number in job["todo"]:
         device.configure(precision)
-        if open_runs and passes.get(precision, 0.0) > min(totals.values(), default=math.inf):
-            for _ in _runs(job):
-                emit("cell", skipped="its pass alone takes longer than another precision in all")
-            continue
-        found = []
-        for number, run in enumerate(_runs(job)):
-            off = without_xla.get((precision, number), [])
-            if xla == "on" and (told := _not_worth_xla(off, run, job, job["counts"][number])):
-                emit("cell", skipped=told)
-                found += off
-                continue
-            timed = _time(run, xla, job, known.setdefault(precision, {}), emit)
-            without_xla.setdefault((precision, number), timed)
-            found += timed
-        total = sum(cost["seconds"] for cost in found)
-        totals[precision] = min(total, totals.get(precision, total))
-        alone = {tuple(cost["boundary"]): cost["pass_seconds"] for cost in found if cost["pass_seconds"]}
-        passes[precision] = sum(alone.values())
+        off = found.get((precision, "off", number), [])
+        told = _hopeless(found, precision, runs)
+        if not told and xla == "on":
+            told = _not_worth_xla(off, runs[number], job, job["counts"][number])
+        if told:
+            emit("cell", skipped=told)
+        else:
+            found[precision, xla, number] = _time(runs[number], xla, job, known.setdefault(precision, {}), emit)
+
+
+def _hopeless(found: Costs, precision: str, runs: list[Run]) -> str:
+    """Why a precision that all leave open is not tried any further; empty where it may still win."""
+    if any(run.precision != "auto" for run in runs):
+        return ""
+    totals: dict[str, float] = {}
+    for other in {p for p, _, _ in found}:
+        rows = [[stages for (p, _, row), stages in found.items() if (p, row) == (other, n)] for n in range(len(runs))]
+        if all(rows):
+            totals[other] = sum(min(sum(cost["seconds"] for cost in stages) for stages in row) for row in rows)
+    costs = [cost for (p, _, _), stages in found.items() if p == precision for cost in stages]
+    alone = {tuple(cost["boundary"]): cost["pass_seconds"] for cost in costs if cost["pass_seconds"]}
+    if precision in totals and sum(alone.values()) > min(totals.values()):
+        return "its pass alone takes longer than another precision in all"
+    return ""
 
 
 def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None) -> str:
@@ -711,7 +883,11 @@ def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], cou
 
 
 def _shape(run: Run, job: dict[str, Any]) -> dict[str, Any]:
-    return job["shapes"][f"{run.freeze.name} {run.variant}"]
+    return job["shapes"][_name(run)]
+
+
+def _name(run: Run) -> str:
+    return f"{run.freeze.name} {run.variant}"
 
 
 def _time(
