@@ -16,9 +16,9 @@ FLOORS = {
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"predict", "recommend", "models", "frontier", "cached", "runtimes", "search"},
     5: {"training", "exporting", "inference", "deploy"},
-    6: {"prefix"},
+    6: {"prefix", "matrix"},
     7: {"costs", "trunk"},
-    8: {"harness", "jobs"},
+    8: {"harness", "jobs", "measuring"},
     9: {"cli"},
 }
 # plan needs studies alone; choice needs plan; search needs plan, heads and backbones;

@@ -134,7 +134,13 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("exports", type=Path, metavar="EXPORTS")
     _places(sub, "results", "data")
     sub.add_argument("--runtime", action="append", default=[], metavar="NAME", help="this runtime alone; repeatable")
-    sub.add_argument("--batch-size", action="append", default=[], type=_positive, metavar="N", help="repeatable")
+    sub.add_argument("--scenario", action="append", default=[], metavar="NAME", help="single_stream, offline, server")
+    sub.add_argument("--profile", default="quick", metavar="quick|valid", help="seconds a cell, or ten minutes")
+    sub.add_argument(
+        "--batch-size", action="append", default=[], type=_positive, metavar="N", help="of offline; repeatable"
+    )
+    sub.add_argument("--threads", type=_positive, metavar="N", help="of one call; default: as many as cores")
+    sub.add_argument("--latency-bound", type=_seconds, metavar="S", help="of p99 in server; default: 10 × the single")
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
 
@@ -355,20 +361,22 @@ def export(args: argparse.Namespace) -> int:
 
 def infer(args: argparse.Namespace) -> int:
     """Measure published models and print their tables."""
-    from frostline import exporting, harness, records, tables
+    from frostline import exporting, harness, matrix, records, tables
 
     manifests = exporting.manifests(args.exports)
     if not manifests:
         raise UserError(f"{args.exports} holds no published model; type: frostline run STUDY --exports {args.exports}")
     places = harness.Places(args.results, args.exports, args.data_dir)
+    asked = matrix.Asked(
+        runtimes=tuple(args.runtime),
+        scenarios=tuple(args.scenario),
+        batch_sizes=tuple(args.batch_size),
+        profile=args.profile,
+        threads=args.threads or 0,
+        latency_bound=args.latency_bound,
+    )
     with records.lock(args.results):
-        good = harness.infer_models(
-            None,
-            places,
-            names=args.runtime,
-            batch_sizes=args.batch_size or harness.BATCH_SIZES,
-            fresh=args.fresh,
-        )
+        good = harness.infer_models(None, places, asked, fresh=args.fresh)
     names = {m["name"] for m in manifests}
     shown = [r for r in records.read(args.results) if r.get("model") in names]
     print(tables.render(shown, _terminal_format(), kinds=("infer",), width=_width()))

@@ -32,13 +32,11 @@ from frostline import (
     features,
     freezing,
     frontier,
-    inference,
     machine,
     models,
     plan,
     prefix,
     records,
-    runtimes,
     search,
     training,
     trunk,
@@ -986,39 +984,11 @@ def _publish(
     )
 
 
-def infer(job: dict[str, Any], emit: Emit) -> None:
-    """Measure models on one runtime and device; of models with equal graphs one is timed, the others share figures."""
-    results, exports = Path(job["results"]), Path(job["exports"])
-    device.configure("float32")
-    runtime, on = job["runtime"], job["device"]
-    timed: dict[str, list[dict[str, Any]]] = {}
-    for manifest in job["manifests"]:
-        emit("measuring", model=manifest["name"])
-        data = plan.restore(datasets.Data, manifest["data"])
-        test = datasets.load(data, data_dir=_data_dir(job), limit=manifest["limit"]).test
-        folder = exports / manifest["kind"] / manifest["name"] / str(manifest["version"])
-        shared = timed.get(manifest["graph"])
-        if shared is None:
-            rows = []
-            without = on == "gpu" and runtimes.RUNTIMES[runtime].hold is not None
-            for host_copies in (True, False)[: 1 + without]:
-                rows += inference.measure(
-                    manifest,
-                    folder,
-                    runtime,
-                    on,
-                    batch_sizes=job["batch_sizes"],
-                    images=test.images,
-                    labels=test.labels,
-                    host_copies=host_copies,
-                )
-            if all(row["outcome"] == "ok" for row in rows):
-                timed[manifest["graph"]] = rows
-        else:
-            own = inference.accuracy(manifest, folder, runtime, on, images=test.images, labels=test.labels)
-            rows = [inference.share(row, own) for row in shared]
-        for row in rows:
-            records.append(results, {**row, "time": records.now(), "machine": machine.facts()})
+def test_images(job: dict[str, Any], emit: Emit) -> None:
+    """Leave the test images and labels of some data in files, for children that are to load nothing else."""
+    for test in job["tests"]:
+        split = _load(plan.restore(Data, test["data"]), _data_dir(job), test["limit"]).test
+        np.savez(test["path"], images=split.images, labels=split.labels)
 
 
 JOBS = {
@@ -1027,7 +997,7 @@ JOBS = {
     "preflight": preflight,
     "steps": steps,
     "export": export,
-    "infer": infer,
+    "test_images": test_images,
 }
 
 if __name__ == "__main__":
