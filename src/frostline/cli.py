@@ -107,6 +107,16 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--format", choices=FORMATS, help="default: plain in a terminal, else github")
     sub.set_defaults(command=table)
 
+    sub = commands.add_parser("recommend", help="the cheapest configuration that is shown to be as good as the best")
+    sub.add_argument("results", type=Path, metavar="RESULTS", help="a results folder")
+    sub.add_argument("--margin", type=_fraction, default=0.01, metavar="F", help="accuracy it may lose; default: 0.01")
+    sub.add_argument("--max-latency-p99", type=_seconds, metavar="S", help="of one image, on its fastest runtime")
+    sub.add_argument("--min-accuracy", type=_fraction, metavar="F", help="mean top-1 on validation")
+    sub.add_argument("--max-train-seconds", type=_seconds, metavar="S", help="mean total seconds of training")
+    sub.add_argument("--validated-on-test", action="store_true", help="choose among rows marked † too")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=recommend)
+
     sub = commands.add_parser("plot", help="curves of finished runs over epochs and training images")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: plots in the first results folder")
@@ -131,7 +141,13 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("exports", type=Path, metavar="EXPORTS")
     _places(sub, "results", "data")
     sub.add_argument("--runtime", action="append", default=[], metavar="NAME", help="this runtime alone; repeatable")
-    sub.add_argument("--batch-size", action="append", default=[], type=_positive, metavar="N", help="repeatable")
+    sub.add_argument("--scenario", action="append", default=[], metavar="NAME", help="single_stream, offline, server")
+    sub.add_argument("--profile", default="quick", metavar="quick|valid", help="seconds a cell, or ten minutes")
+    sub.add_argument(
+        "--batch-size", action="append", default=[], type=_positive, metavar="N", help="of offline; repeatable"
+    )
+    sub.add_argument("--threads", type=_positive, metavar="N", help="of one call; default: as many as cores")
+    sub.add_argument("--latency-bound", type=_seconds, metavar="S", help="of p99 in server; default: 10 × the single")
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
 
@@ -300,6 +316,17 @@ def table(args: argparse.Namespace) -> int:
     return 0
 
 
+def recommend(args: argparse.Namespace) -> int:
+    """Print which configuration to take, and why."""
+    from frostline import recommend
+
+    _records([args.results])
+    limits = recommend.Limits(args.margin, args.max_latency_p99, args.min_accuracy, args.max_train_seconds)
+    advice = recommend.advise(args.results, limits, on_test=args.validated_on_test)
+    print(recommend.render(advice, "json" if args.format == "json" else _terminal_format()))
+    return 0
+
+
 def plot(args: argparse.Namespace) -> int:
     """Draw the runs of one or several results folders, and print the files that were written."""
     formats = (args.format,) if args.format else plots.FORMATS
@@ -354,20 +381,22 @@ def check(args: argparse.Namespace) -> int:
 
 def infer(args: argparse.Namespace) -> int:
     """Measure published models and print their tables."""
-    from frostline import exporting, harness, records, tables
+    from frostline import exporting, harness, matrix, records, tables
 
     manifests = exporting.manifests(args.exports)
     if not manifests:
         raise UserError(f"{args.exports} holds no published model; type: frostline run STUDY --exports {args.exports}")
     places = harness.Places(args.results, args.exports, args.data_dir)
+    asked = matrix.Asked(
+        runtimes=tuple(args.runtime),
+        scenarios=tuple(args.scenario),
+        batch_sizes=tuple(args.batch_size),
+        profile=args.profile,
+        threads=args.threads or 0,
+        latency_bound=args.latency_bound,
+    )
     with records.lock(args.results):
-        good = harness.infer_models(
-            None,
-            places,
-            names=args.runtime,
-            batch_sizes=args.batch_size or harness.BATCH_SIZES,
-            fresh=args.fresh,
-        )
+        good = harness.infer_models(None, places, asked, fresh=args.fresh)
     names = {m["name"] for m in manifests}
     shown = [r for r in records.read(args.results) if r.get("model") in names]
     print(tables.render(shown, _terminal_format(), kinds=("infer",), width=_width()))
@@ -526,6 +555,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1, such as 0.01")
+    return value
 
 
 def _seconds(text: str) -> float:
