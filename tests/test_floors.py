@@ -15,9 +15,9 @@ FLOORS = {
     2: {"records", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"predict", "models", "frontier", "cached", "runtimes", "search"},
-    5: {"training", "exporting", "inference"},
+    5: {"training", "exporting", "inference", "deploy"},
     6: {"prefix", "matrix"},
-    7: {"costs"},
+    7: {"costs", "trunk"},
     8: {"harness", "jobs", "measuring"},
     9: {"cli"},
 }

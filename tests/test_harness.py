@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline import children, choice, harness, inference, matrix, plan, records, studies
+from frostline import children, choice, harness, inference, matrix, plan, records, serving, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Member, Places
@@ -624,6 +625,38 @@ def test_nothing_is_timed_when_nothing_is_left_open(places, tmp_path, tiny_study
     assert set(checked) == {"output", "all"} and timed == []
 
 
+def test_what_needs_no_tensorflow_is_found_before_it_starts(places, tmp_path, tiny_study, monkeypatch):
+    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("a child was started"))
+    for change, message in [
+        (('"small_cnn"', '"smal_cnn"'), "unknown backbone 'smal_cnn'; did you mean 'small_cnn'"),
+        (("[train]", '[head]\npooling = "avg"\n[train]'), "did you mean 'average'|there are: average"),
+        (('"output"\n', '"output"\nhead = "linera"\n'), r"tiny.toml: \[\[freeze\]\] 'output': unknown head 'linera'"),
+        (("head/output", "head/("), r"tiny.toml: \[\[freeze\]\] 'output': rule 'head/\(' is not a regular expression"),
+    ]:
+        (tmp_path / "tiny.toml").write_text(tiny_study.replace(*change))
+        with pytest.raises(UserError, match=message):
+            harness.run_study(str(tmp_path / "tiny.toml"), Options(), places)
+
+
+def test_rows_that_flags_override_are_said(places, tmp_path, tiny_study, monkeypatch, capsys):
+    own = tiny_study.replace('"output"\n', '"output"\nprecision = "mixed_bfloat16"\nxla = "on"\n')
+    study_run(places, tmp_path, own, monkeypatch, Options(precision=("float32",), xla=("off",)))
+    err = capsys.readouterr().err
+    assert "--precision float32 stands in place of what the study asks for: output (mixed_bfloat16)\n" in err
+    assert "--xla off stands in place of what the study asks for: output (on)\n" in err
+
+
+def test_what_was_finished_before_is_said_and_counted(places, tmp_path, tiny_study, monkeypatch, capsys):
+    options = Options(precision=("float32",), xla=("off",), engine=("plain",))
+    (tmp_path / "tiny.toml").write_text(tiny_study)
+    one, *_ = harness.plan_runs(studies.load(str(tmp_path / "tiny.toml")), options, places)
+    places.results.mkdir()
+    finish(one, places.results)
+    study_run(places, tmp_path, tiny_study, monkeypatch, options)
+    err = capsys.readouterr().err
+    assert "tiny: 1 of 2 runs are done already" in err and "[2/2] all seed 0: starting TensorFlow" in err
+
+
 SEARCH = """
 [search]
 freeze = "output"
@@ -853,7 +886,7 @@ class Runtimes:
     def __call__(self, job, places, log, on_event, module=None):
         if job.get("action") == "test_images":
             return
-        assert module == "frostline.measuring" and job["tests"].keys() == {m["name"] for m in job["manifests"]}
+        assert module == "frostline.measuring" and job["tests"].keys() >= {m["name"] for m in job["manifests"]}
         self.jobs.append([m["name"] for m in job["manifests"]])
         for manifest in job["manifests"]:
             if manifest["name"] == self.dies_at:
@@ -887,9 +920,43 @@ def test_another_batch_size_profile_or_number_of_threads_is_another_cell(places,
     monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t")
     infer(places, monkeypatch)
-    for other in ({"batch_sizes": (16,)}, {"profile": "valid"}, {"threads": 1}, {"scenarios": ("server",)}):
+    for other in ({"batch_sizes": (16,)}, {"profile": "valid"}, {"threads": 1}):
         assert infer(places, monkeypatch, **other) == (True, [["tiny.output"]])
         assert infer(places, monkeypatch, **other) == (True, [])
+
+
+def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_its_graph(places, planned, monkeypatch):
+    places.results.mkdir()
+    for run in planned:
+        publish(places, run, "t")
+    servers, told = [], []
+
+    @contextlib.contextmanager
+    def running(exports, models, flags):
+        servers.append((models, [flag.partition("=")[0] for flag in flags]))
+        yield serving.Server("127.0.0.1:1", "http://127.0.0.1:2", "embedded", 7)
+
+    class Children(Runtimes):
+        def __call__(self, job, *args, **kwargs):
+            told.append((job.get("server"), job.get("how"), bool(job.get("figures"))))
+            shared = job["manifests"][1:] if job.get("figures") else job.get("manifests")
+            super().__call__({**job, "manifests": shared}, *args, **kwargs)
+
+    monkeypatch.setattr(serving, "running", running)
+    monkeypatch.setattr(harness, "spawn", Children(places))
+    asked = matrix.Asked(runtimes=("tf_serving_rest",), scenarios=("server",), threads=1)
+    assert harness.infer_models(None, places, asked)
+    pools = ["--monitoring_config_file", "--tensorflow_intra_op_parallelism", "--tensorflow_inter_op_parallelism"]
+    assert servers == [(["tiny.all"], pools), (["tiny.output"], pools)] * 2  # of pixels, of JPEG files
+    answered = [t for t in told if t[0]]
+    assert {(t[0]["backend"], t[0]["pid"], t[0]["rest"]) for t in answered} == {("embedded", 7, "http://127.0.0.1:2")}
+    assert [(t[1]["payload"], t[1]["url"], t[2]) for t in answered] == [
+        (payload, "http://127.0.0.1:2", shared) for payload in ("pixels", "jpeg") for shared in (False, True)
+    ]
+    rows = [r for r in records.read(places.results) if r["kind"] == "infer"]
+    assert {(r["model"], r["payload"], r["scenario"]) for r in rows} == {
+        (model, payload, "server") for model in ("tiny.all", "tiny.output") for payload in ("pixels", "jpeg")
+    }
 
 
 def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatch):

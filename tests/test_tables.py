@@ -268,6 +268,7 @@ def test_plain_tables_keep_to_the_width_of_the_terminal(width):
     for header in ("trainable", "epoch s", "speed-up", "ran as", "test loss", "p50 ms"):
         assert sum(header in line for line in table) == 1, header
     assert sum(line.startswith("broken ") for line in table) > 2  # each part names its rows
+    assert max(map(len, text.splitlines())) <= width
     assert tables.render(RECORDS, "github", width=width) == tables.render(RECORDS, "github")
     found = tables.plan([checked("output", [cost("cached", 2.0, 30.0, 4_096_000)])], width)
     assert max(map(len, found.partition("\n\noutput: ")[0].splitlines())) <= width
@@ -467,7 +468,7 @@ LAYERS = [
 
 def listed(*stages, **how):
     facts = {"trainable_params": 2000, "total_params": 5000, "trainable_tensors": 4, "tensors": 10,
-             "batch_norm": "mixed", "frontier_mode": "exact"}  # fmt: skip
+             "batch_norm": "mixed", "problem": None, "frontier_mode": "exact"}  # fmt: skip
     text = tables.layers([{"freeze": "some", "stages": [{**facts, **stage} for stage in stages]}], **how)
     return [" ".join(line.split()) for line in text.splitlines() if line]
 
@@ -520,3 +521,9 @@ def test_augmented_rows_are_marked_and_explained():
     assert not any(word in unmarked for word in ("augment", "§", "views"))
     plain = tables.render([train("slow", 0, **turned)], "github")
     assert "new views in every epoch" not in plain and "§" not in plain
+
+
+def test_where_a_rule_matched_nothing_the_layers_are_listed_as_if_all_trained():
+    stage = {"layers": LAYERS, "frontier": [], "feature_shapes": []}
+    assert "some, as if everything trained" in listed({**stage, "problem": "some: rule 'x' matches nothing"})
+    assert "some" in listed(stage)

@@ -1,5 +1,6 @@
 """Runs studies: this process plans and keeps the books, children load TensorFlow and do one thing each."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -8,17 +9,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frostline import (
+    backbones,
     children,
     choice,
     datasets,
     exporting,
     features,
+    freezing,
+    heads,
     inference,
     machine,
     matrix,
@@ -26,10 +30,11 @@ from frostline import (
     records,
     runtimes,
     search,
+    serving,
     studies,
 )
 from frostline.errors import UserError
-from frostline.inference import rules
+from frostline.inference import rules, served
 from frostline.plan import Options, Run
 from frostline.progress import Progress, duration
 from frostline.studies import Study
@@ -63,7 +68,7 @@ def run_study(
     Returns whether all of it went well, and the configurations that were asked for.
     """
     started = time.monotonic()
-    study = studies.load(name)
+    study = load(name, options)
     with records.lock(places.results):
         known = set() if fresh else finished(places.results)
         planned, trained = plan_runs(study, options, places, known), 0
@@ -72,7 +77,7 @@ def run_study(
         while pending := [run for run in planned if run.identity not in known]:
             if settled is None:  # the whole study, also under --only: `auto` chooses once for all of its rows
                 everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
-                settled = settle(everything, pending, places, fresh=fresh)
+                settled = settle(everything, pending, places, fresh=fresh, where=name)
             untrained = take_over(pending, planned, places.results)
             settings = [choice.pick(settled[0], run, settled[1]) for run in untrained]
             train_all(untrained, settings, places, done=len(planned) - len(untrained))
@@ -94,7 +99,9 @@ def run_study(
     return good, {run.configuration for run in planned}
 
 
-def settle(everything: list[Run], pending: list[Run], places: Places, *, fresh: bool) -> tuple[list[Event], str]:
+def settle(
+    everything: list[Run], pending: list[Run], places: Places, *, fresh: bool, where: str = ""
+) -> tuple[list[Event], str]:
     """Check a whole study, and measure what `auto` means for all of its rows: the cells, and the kind of device.
 
     Cells that an earlier command measured are not measured again; nor is a study checked again where only seeds are
@@ -109,7 +116,7 @@ def settle(everything: list[Run], pending: list[Run], places: Places, *, fresh: 
         return kept["cells"], kept["device"]
     there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
     asked = choice.needed(pending)
-    checked = preflight(everything, places, timing=asked and not there)
+    checked = preflight(everything, places, where=where, timing=asked and not there)
     if not asked:
         return there, checked["device"]
     if kept and not choice.lacking(everything, there, checked["mixed"]):
@@ -131,6 +138,26 @@ def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run
     return left
 
 
+def load(name: str, options: Options) -> Study:
+    """A study in which all that can be known without TensorFlow is in order; says which rows flags override."""
+    study = studies.load(name)
+    plan.resolve(study, options)
+    backbones.get(study.backbone.name)
+    rows = [(f"[[freeze]] {f.name!r}", f) for f in study.freeze]
+    rows += [("[pretrain]", study.pretrain.freeze)] if study.pretrain else []
+    for row, freeze in rows:
+        try:
+            if freeze.head != "inherit":
+                heads.resolve(freeze.head, backbones.get(study.backbone.name).head)
+            for rules in (freeze.reset, *(stage.train for stage in freeze.stages)):
+                freezing.check_form(rules)
+        except UserError as error:
+            raise UserError(f"{name}: {row}: {error}") from error
+    for line in plan.overridden(study, options):
+        say(line)
+    return study
+
+
 def tell_finished(name: str, planned: list[Run], known: Collection[str]) -> None:
     """Say how many runs of a study were found finished, where others are left to do."""
     done = sum(run.identity in known for run in planned)
@@ -140,13 +167,14 @@ def tell_finished(name: str, planned: list[Run], known: Collection[str]) -> None
 
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
-    study = studies.load(name)
+    study = load(name, options)
     known = finished(places.results)
     planned = plan_runs(study, options, places, known)
     everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
     names = [(run.freeze.name, run.variant) for run in planned]
     searches = {run.freeze.name: plan.heading(run)["search"] for run in planned}
-    checked = _look(everything, places, estimate=set(map(_shape, planned)), timing=choice.needed(planned))
+    asked = set(map(_shape, planned))
+    checked = _look(everything, places, where=name, estimate=asked, timing=choice.needed(planned))
     return [
         {
             **c,
@@ -175,9 +203,9 @@ def _auto(everything: list[Run], checked: Event, places: Places) -> str | None:
 def layers(name: str, options: Options, places: Places) -> list[Event]:
     """Every layer of each configuration of a study, stage by stage; trains and keeps nothing."""
     each: dict[str, Run] = {}  # variants and seeds have the same layers
-    for run in plan_runs(studies.load(name), options, places):
+    for run in plan_runs(load(name, options), options, places):
         each.setdefault(run.freeze.name, run)
-    found = _look(list(each.values()), places, layers=True)["configurations"]
+    found = _look(list(each.values()), places, where=name, layers=True)["configurations"]
     return [c for c in found if not options.only or c["freeze"] in options.only]
 
 
@@ -227,13 +255,15 @@ def preflight(
     planned: list[Run],
     places: Places,
     *,
+    where: str = "",
     timing: bool = False,
     estimate: Collection[str] = (),
     layers: bool = False,
 ) -> Event:
     """Check every name and rule on models with random weights; returns what was found, raises UserError.
 
-    `timing`: candidates are to be timed for what is `auto`, so it is found what that takes, and all training.
+    `where`: what a person called the study. `timing`: candidates are to be timed for what is `auto`, so it is found
+    what that takes, and all training.
     `estimate`: configurations with their variants of which a few steps are timed at once.
     """
     found: Event = {}
@@ -241,6 +271,7 @@ def preflight(
     number = Counter(run.configuration for run in planned)
     job = {
         "action": "preflight",
+        "where": where or planned[0].study,
         "runs": [plan.plain(run) for run in distinct.values()],
         "counts": [number[configuration] for configuration in distinct],
         "cells": len(choice.lacking(planned, [], "mixed_bfloat16")) if timing else 0,
@@ -752,7 +783,7 @@ def _measure(
     tests: TestImages,
 ) -> None:
     """One child that measures the first of some models, and how well the others do."""
-    name = "-".join([way.runtime, way.how.variant, way.how.device, way.profile])
+    name = "-".join(filter(None, [way.runtime, way.how.variant, way.how.payload, way.how.device, way.profile]))
     job = {
         "manifests": group,
         "tests": tests.of(group),
@@ -762,8 +793,41 @@ def _measure(
         "profile": way.profile,
         "latency_bound": asked.latency_bound,
         "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
+        "figures": None,
+        "server": None,
     }
-    spawn(job, places, f"logs/infer-{name}.txt", lambda event: None, module="frostline.measuring")
+
+    def start(job: Event) -> None:
+        spawn(job, places, f"logs/infer-{name}.txt", lambda event: None, module="frostline.measuring")
+
+    scheme = runtimes.RUNTIMES[way.runtime].scheme
+    if not scheme:
+        start(job)
+        return
+    before = len(records.read(places.results))
+    with _served(group[:1], scheme, way, places) as server:  # alone, so that its memory is that of one model
+        start({**job, **server, "manifests": group[:1]})
+    figures = records.read(places.results)[before:]
+    if group[1:]:
+        with _served(group[1:], scheme, way, places) as server:
+            start({**job, **server, "figures": figures})
+
+
+@contextlib.contextmanager
+def _served(manifests: list[Event], scheme: str, way: matrix.Way, places: Places) -> Iterator[Event]:
+    """A server of some models; yields what a job says of it, and how it is asked."""
+    with tempfile.TemporaryDirectory(prefix="frostline-monitoring-") as folder:
+        config = Path(folder, "monitoring.config")
+        config.write_text(served.MONITORING)
+        flags = [f"--monitoring_config_file={config}"]
+        if way.how.threads:
+            flags += [f"--tensorflow_{pool}_op_parallelism={way.how.threads}" for pool in ("intra", "inter")]
+        started = time.monotonic()
+        with serving.running(places.exports, [m["name"] for m in manifests], flags=flags) as server:
+            url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
+            process = server.pid if server.backend != "docker" else None
+            about = served.Served(server.backend, server.rest, time.monotonic() - started, process)
+            yield {"how": plan.plain(dataclasses.replace(way.how, url=url)), "server": plan.plain(about)}
 
 
 def _unrecorded(group: list[Event], places: Places, before: int) -> list[Event]:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from frostline import (
     records,
     search,
     training,
+    trunk,
 )
 from frostline.errors import UserError
 from frostline.plan import Run
@@ -90,11 +91,14 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
         shelf.new |= set(job["computed"])
         if _lie_apart(job):
             shelf.new |= _compute_all(job, emit)
-        for run, setting in zip(_runs(job), job["settings"], strict=True):
+        left = list(zip(_runs(job), job["settings"], strict=True))
+        companies = _companies(left)
+        while left:
+            run, setting = left.pop(0)
             emit("run", run=run.id)
             try:
                 with _output_to(records.run_folder(results, run.id) / "log.txt"):
-                    record = train(run, setting, job, shelf, emit)
+                    record = train(run, setting, job, shelf, companies[run.id], emit)
             except UserError:
                 raise
             except Exception as error:
@@ -105,6 +109,7 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
             records.append(results, record)
             emit("done", run=run.id, text=_summary(record))
             marked = now
+            shelf.drop_trunks({other.id for other, _ in left})
 
 
 @contextlib.contextmanager
@@ -147,6 +152,7 @@ class Shelf:
         self.memory_bytes = memory_bytes
         self.books: dict[str, features.Features] = {}
         self.load_seconds: dict[str, float] = {}
+        self.trunks: dict[str, tuple[trunk.Kept, list[Run]]] = {}  # and who shares them
         self.new: set[str] = set()  # computed by this process, and used by no run yet
         opened.callback(self.clear)
 
@@ -177,11 +183,28 @@ class Shelf:
 
     def _open(self, key: str) -> None:
         before = time.perf_counter()
-        held = sum(book.nbytes for book in self.books.values() if book.in_memory)
-        if held + features.nbytes(key) > self.memory_bytes:
+        if self.held() + features.nbytes(key) > self.memory_bytes:
             self.clear()
         self.books[key] = features.load(key, memory_bytes=self.memory_bytes)
         self.load_seconds[key] = time.perf_counter() - before
+
+    def held(self) -> int:
+        """Bytes of memory in use."""
+        books = sum(book.nbytes for book in self.books.values() if book.in_memory)
+        return books + sum(kept.nbytes for kept, _ in self.trunks.values())
+
+    def has_room(self, nbytes: int, key: str) -> bool:
+        """Whether so many bytes more fit beside the features `key`; others are closed where they do not."""
+        for other in [k for k in self.books if k != key]:
+            if self.held() + nbytes > self.memory_bytes:
+                self.books.pop(other).close()
+        return self.held() + nbytes <= self.memory_bytes
+
+    def drop_trunks(self, left: Collection[str]) -> None:
+        """Forget trunks that none of the runs left shares."""
+        self.trunks = {
+            k: (kept, runs) for k, (kept, runs) in self.trunks.items() if {run.id for run in runs} & set(left)
+        }
 
 
 @dataclass
@@ -193,9 +216,12 @@ class Used:
     difference: float | None = None
     reused: bool = True
     load_seconds: float = 0.0
+    trunk: dict[str, Any] | None = None
 
 
-def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, emit: Emit) -> dict[str, Any]:
+def train(
+    run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, company: Sequence[Run], emit: Emit
+) -> dict[str, Any]:
     """Train one run and return its record; what it leaves in the run folder is written before."""
     results = Path(job["results"])
     whole = _load(plan.whole(run.data), _data_dir(job), run.limit)
@@ -219,6 +245,11 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         engines=[training.Engine(**engine) for engine in setting["engines"]],
         source=lambda cut: _of_rows(_features(network, cut, run, whole, shelf, used, emit), rows),
         view_source=lambda cut, views: _of_views(network, cut, run, views, shelf, used, emit),
+        sharing=lambda cut, arrays, number: (
+            _shared(network, cut, run, company, arrays, dataset.train, setting["xla"] == "on", shelf, used)
+            if number == 1
+            else None
+        ),
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
     answers = _evaluate(network, dataset, trained)
@@ -276,6 +307,7 @@ def _of_features(used: Used) -> dict[str, Any]:
         "features_difference": used.difference,
         "features_bytes": sum(facts["bytes"] for facts in taken) if taken else None,
         "features": taken,
+        "trunk": used.trunk,
     }
 
 
@@ -319,13 +351,12 @@ def _evaluate(
     network: models.Network, dataset: datasets.Dataset, trained: training.Trained
 ) -> dict[str, tuple[Any, float, float]]:
     """Probabilities, top-1 and loss of every split; one that is another is answered once."""
-    cut = trained.cuts[-1]
     answers: dict[str, tuple[Any, float, float]] = {}
     for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test)):
         if name == "test" and dataset.test is dataset.validation:
             answers[name] = answers["validation"]
-        elif cut and trained.features:
-            answers[name] = training.evaluate(network, split, cut.suffix, trained.features[name])
+        elif trained.features:
+            answers[name] = training.evaluate(network, split, trained.suffix, trained.features[name])
         else:
             answers[name] = training.evaluate(network, split)
     return answers
@@ -414,6 +445,87 @@ def _prove(need: prefix.Need, images: np.ndarray, rows: tuple[np.ndarray, ...], 
         features.clear([need.key])
         raise
     used.difference = max(difference, used.difference or 0.0)
+
+
+def _companies(runs: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, list[Run]]:
+    """For each run those of its group, itself included, that train the same network on the same features in the same
+    batches in their first stage, so that they may share a trunk."""
+    found: dict[str, list[Run]] = {}
+    names = [_same_steps(run, setting) for run, setting in runs]
+    for name, (run, _) in zip(names, runs, strict=True):
+        found.setdefault(name, []).append(run)
+    return {run.id: found[name] for name, (run, _) in zip(names, runs, strict=True)}
+
+
+def _same_steps(run: Run, setting: dict[str, Any]) -> str:
+    stage, estimate = run.freeze.stages[0], setting["estimate"]
+    if stage.augment or not estimate or setting["engines"][0]["name"] != "cached":
+        return run.id
+    network = [run.backbone, run.freeze.head, run.inherit_head, run.freeze.weights, run.pretrain_run, run.seed]
+    data = [run.data, run.limit, run.fingerprint, stage.batch_size, stage.batch_norm]
+    return repr([network, data, estimate[0]["boundary"], setting["engines"][0], setting["xla"]])
+
+
+def _shared(
+    network: models.Network,
+    cut: frontier.Cut,
+    run: Run,
+    company: Sequence[Run],
+    arrays: training.Arrays,
+    images: datasets.Split,
+    xla: bool,
+    shelf: Shelf,
+    used: Used,
+) -> training.Shared | None:
+    """The trunk of a run's first stage, where others share it and its answers fit in memory; each run proves it."""
+    own, key = run.freeze.stages[0], next(reversed(used.facts))
+    runs, found = _trunk_of(network, cut.suffix, company)
+    freezing.apply(network.model, network.groups, own)
+    if found is None or run not in runs:
+        return None
+    facts = {"features": key, "seed": run.seed, "batch": own.batch_size, "part": run.data.train_images, "xla": xla}
+    name = trunk.key(found, facts)
+    kept, _ = shelf.trunks.get(name, (None, runs))
+    epochs = max(other.freeze.stages[0].epochs for other in runs)
+    nbytes = trunk.nbytes(found, arrays, epochs)
+    if kept is None and not shelf.has_room(nbytes, key):
+        return None
+    used.trunk = {"boundary": list(found.boundary), "runs": [other.id for other in runs], "bytes": nbytes}
+    used.trunk |= {"reused": kept is not None}
+    shared, kept = trunk.share(kept, found, arrays, images.labels, epochs=epochs, batch_size=own.batch_size, xla=xla)
+    shelf.trunks[name] = (kept, runs)
+
+    def finish(done: int) -> None:
+        shared.finish(done)
+        shown = training.order(len(images.labels), run.seed, 1, 0)
+        try:
+            difference = trunk.verify(network, found, kept, images.images, shown, own.batch_size)
+        except prefix.FeaturesDiffer:
+            del shelf.trunks[name]
+            raise
+        told = {"difference": difference, "seconds": sum(kept.seconds[:done]) + kept.answer_seconds}
+        used.trunk = {**(used.trunk or {}), **told}
+
+    return dataclasses.replace(shared, finish=finish)
+
+
+def _trunk_of(network: models.Network, suffix: Any, company: Sequence[Run]) -> tuple[list[Run], frontier.Cut | None]:
+    """Which runs have a trunk, and the one that all of them have, where that are several; changes the mask."""
+
+    def cut(train: Sequence[str], batch_norm: str) -> tuple[frontier.Cut | None, set[str]]:
+        mask = freezing.apply(network.model, network.groups, Stage(train=tuple(train), batch_norm=batch_norm))
+        return frontier.trunk(suffix), set(mask.trained)
+
+    if len(company) < 2:
+        return [], None
+    mode = company[0].freeze.stages[0].batch_norm
+    rules = dict.fromkeys(run.freeze.stages[0].train for run in company)
+    each = {rule: cut(rule, mode) for rule in rules}
+    runs = [run for run in company if each[run.freeze.stages[0].train][0]]
+    if len(runs) < 2:
+        return runs, None
+    trained = set[str]().union(*(each[run.freeze.stages[0].train][1] for run in runs))
+    return runs, cut([f"only:{name}" for name in sorted(trained)], mode)[0]
 
 
 def _of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Arrays:
@@ -599,11 +711,13 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         emit("checking", freeze=run.freeze.name)
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
-        network = build(run, dataset)
-        check_weights(run, network)
-        for name in sorted(search.optimizers(run.freeze)):
-            training.optimizer(name, 1e-3)
-        masks, stages = zip(*(_look(network, run, stage, job["layers"]) for stage in run.freeze.stages), strict=True)
+        with _row_named(job["where"], run):
+            network = build(run, dataset)
+            check_weights(run, network)
+            for name in sorted(search.optimizers(run.freeze)):
+                training.optimizer(name, 1e-3)
+            looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+        masks, stages = zip(*looked, strict=True)
         images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
         images["pass"] = sum(map(len, _splits(dataset).values()))
         mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
@@ -658,20 +772,40 @@ def _effort(
     }
 
 
-def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
-    """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
+@contextlib.contextmanager
+def _row_named(where: str, run: Run) -> Iterator[None]:
+    """Say in which row of which study a mistake is."""
+    try:
+        yield
+    except UserError as error:
+        row = "[pretrain]" if run.freeze.name == plan.PRETRAIN else f"[[freeze]] {run.freeze.name!r}"
+        raise UserError(f"{where}: {row}: {error}") from error
+
+
+def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) -> tuple[freezing.Mask, dict[str, Any]]:
+    """What a stage would train and where its frontier lies; raises UserError.
+
+    Where `layers` are asked for, a rule that matches nothing is a `problem`, told beside the layers there are.
+    """
     training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
     if stage.frontier != "exact" and run.engine == "plain":
-        raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
-    mask = freezing.apply(network.model, network.groups, stage)
+        raise UserError(f'frontier = "{stage.frontier}" needs features; give engine = "auto"')
+    problem = None
+    try:
+        mask = freezing.apply(network.model, network.groups, stage)
+    except UserError as error:
+        if not job["layers"]:
+            raise UserError(f"{error}; all layers: frostline layers {job['where']} --only {run.freeze.name}") from error
+        problem = f"{run.freeze.name}: {error}"
+        mask = freezing.apply(network.model, network.groups, dataclasses.replace(stage, train=("all",)))
     cut = frontier.split(network.model, mode=stage.frontier)
     told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
     told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views}
-    if listed:
+    if job["layers"]:
         below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
         layers = freezing.layers(network.model, network.groups)
         told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
-        told["frontier_mode"] = cut.mode
+        told |= {"frontier_mode": cut.mode, "problem": problem}
     return mask, told
 
 

@@ -1,5 +1,6 @@
 """Which cells of artifact × runtime × scenario are to be measured, and which are already."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Way:
     @property
     def label(self) -> str:
         variant = f" {self.how.variant}" if self.how.variant != "float32" else ""
-        return f"{self.runtime}{variant} on {self.how.device}"
+        payload = f" {self.how.payload}" if self.how.payload else ""
+        return f"{self.runtime}{variant}{payload} on {self.how.device}"
 
 
 def ways(asked: Asked) -> list[Way]:
@@ -59,24 +61,33 @@ def ways(asked: Asked) -> list[Way]:
     found = []
     for name in asked.runtimes or runtimes.RUNTIMES:
         runtime = runtimes.RUNTIMES[name]
-        for device in runtime.devices:
+        cells = tuple(_cells(asked, runtime))
+        for device in runtime.devices if cells else ():
             missing = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
-            for variant in runtime.variants[device]:
-                how = How(device, variant, asked.threads)
-                found.append(Way(name, how, asked.profile, tuple(_cells(asked)), missing))
+            for variant, payload in itertools.product(runtime.variants[device], runtime.payloads):
+                how = How(device, variant, asked.threads, payload)
+                found.append(Way(name, how, asked.profile, cells, missing))
+    if not found:
+        raise UserError("--scenario server is for a runtime that asks a server: tf_serving_grpc, tf_serving_rest")
     return found
 
 
-def _cells(asked: Asked) -> Iterator[Cell]:
-    """Scenarios and batch sizes: those that are asked for concern `offline` alone, the others send single images."""
-    for scenario in asked.scenarios or ("single_stream", "offline"):
-        for size in asked.batch_sizes if scenario == "offline" and asked.batch_sizes else SCENARIOS[scenario]:
+def _cells(asked: Asked, runtime: runtimes.Runtime) -> Iterator[Cell]:
+    """Scenarios and batch sizes: those that are asked for concern `offline` alone, the others send single images.
+
+    `server` is for runtimes that ask a server; what is sent to one is kept small.
+    """
+    for scenario in asked.scenarios or SCENARIOS:
+        if scenario == "server" and not runtime.scheme:
+            continue
+        sizes = SCENARIOS[scenario][:1] if runtime.scheme else SCENARIOS[scenario]
+        for size in asked.batch_sizes if scenario == "offline" and asked.batch_sizes else sizes:
             yield scenario, size
 
 
 def key(record: Row) -> tuple[Any, ...]:
     """What a measurement is of, without the model; a cell of two records with equal keys need not be measured twice."""
-    names = ("runtime", "variant", "device", "threads", "scenario", "profile", "batch_size")
+    names = ("runtime", "variant", "payload", "device", "threads", "scenario", "profile", "batch_size")
     return tuple(record.get(name) for name in names)
 
 
@@ -87,7 +98,7 @@ def missing(way: Way, manifest: Row, told: Sequence[Row]) -> list[Cell]:
     idle = ("skipped", way.reason)
     done = {k for k, r in newest.items() if r["outcome"] == "ok" or (r["outcome"], r["reason"]) == idle}
     threads = way.how.threads or machine.cores()
-    stem = (way.runtime, way.how.variant, way.how.device, threads)
+    stem = (way.runtime, way.how.variant, way.how.payload, way.how.device, threads)
     return [cell for cell in way.cells if (*stem, cell[0], way.profile, cell[1]) not in done]
 
 

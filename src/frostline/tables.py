@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -251,7 +252,9 @@ def plan(found: list[Row], width: int | None = None) -> str:
         "with a pass of its own; the start of processes, exports and inference come on top. Nothing was trained.\n"
         "Below the frontier nothing changes while a stage trains: the features of an image are the same in every epoch."
     )
-    return "\n\n".join([_tabulate(lines, headers, Form("plain", width), keys=2), "\n".join(notes), note])
+    form = Form("plain", width)
+    table = _tabulate(lines, headers, form, keys=2)
+    return "\n\n".join([table, _note("\n".join(notes), form), _note(note, form)])
 
 
 def _to_come(found: list[Row]) -> list[str]:
@@ -274,7 +277,8 @@ def layers(found: list[Row], *, each: bool = False) -> str:
     for entry in found:
         for number, stage in enumerate(entry["stages"], 1):
             of = f", stage {number} of {len(entry['stages'])}" if len(entry["stages"]) > 1 else ""
-            parts += [f"{entry['freeze']}{of}", _layer_table(stage, each), _layer_summary(stage)]
+            as_if = ", as if everything trained" if stage["problem"] else ""
+            parts += [f"{entry['freeze']}{of}{as_if}", _layer_table(stage, each), _layer_summary(stage)]
     note = "What stands before a frontier says the same about an image in every epoch of its stage."
     return "\n\n".join([*parts, note if each else f"{note} --all shows every layer in a line of its own."])
 
@@ -516,6 +520,11 @@ def _titled(text: str, form: Form, title: str | None) -> str:
 
 
 def _note(text: str, form: Form) -> str:
+    if form.name == "plain" and form.width:
+        return "\n".join(
+            textwrap.fill(line, form.width, break_long_words=False, break_on_hyphens=False)
+            for line in text.splitlines()
+        )
     return "\n".join(f"% {line}" for line in text.splitlines()) if form.name == "latex" else text
 
 
@@ -738,7 +747,8 @@ ACCURACY: list[Column] = [
 
 
 def _grid(columns: Iterable[Column], table: list[Row], form: Form, keys: int = 1) -> str:
-    """A table; a column that has nothing to say in any row, or no more than that others failed, is left out."""
+    """A table whose rows the first `keys` columns tell apart; a column that has nothing to say in any row, or no more
+    than that others failed, is left out."""
     cells = {header: [show(row) for row in table] for header, show in columns}
     kept = {h: column for h, column in cells.items() if "-" not in column or set(column) - {"-", "failed"}}
     lines = [list(line) for line in zip(*kept.values(), strict=True)]
