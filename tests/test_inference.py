@@ -300,6 +300,14 @@ def test_figures_are_shared_and_accuracy_is_not(fake, clock, tmp_path):
     assert shared["test_top1"] == pytest.approx(0.1)
 
 
+def test_a_failure_is_shared_too(fake, clock, tmp_path):
+    fake(lambda images: right(images) + (0.001 if len(images) == 8 else 0))
+    (measured,) = measure(clock, tmp_path, cells=[("offline", 8)])
+    shared = inference.share(measured, accuracy(clock, name="tiny.all"))
+    assert (shared["model"], shared["outcome"], shared["reason"]) == ("tiny.all", "failed", measured["reason"])
+    assert shared["test_top1"] == 0.9 and shared["images_per_second"] is None
+
+
 def test_a_failed_accuracy_pass_shares_nothing(fake, clock, tmp_path):
     fake(right)
     (measured,) = measure(clock, tmp_path, cells=[("offline", 8)])

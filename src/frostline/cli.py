@@ -107,6 +107,16 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--format", choices=FORMATS, help="default: plain in a terminal, else github")
     sub.set_defaults(command=table)
 
+    sub = commands.add_parser("recommend", help="the cheapest configuration that is shown to be as good as the best")
+    sub.add_argument("results", type=Path, metavar="RESULTS", help="a results folder")
+    sub.add_argument("--margin", type=_fraction, default=0.01, metavar="F", help="accuracy it may lose; default: 0.01")
+    sub.add_argument("--max-latency-p99", type=_seconds, metavar="S", help="of one image, on its fastest runtime")
+    sub.add_argument("--min-accuracy", type=_fraction, metavar="F", help="mean top-1 on validation")
+    sub.add_argument("--max-train-seconds", type=_seconds, metavar="S", help="mean total seconds of training")
+    sub.add_argument("--validated-on-test", action="store_true", help="choose among rows marked † too")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=recommend)
+
     sub = commands.add_parser("plot", help="curves of finished runs over epochs and training images")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: plots in the first results folder")
@@ -296,6 +306,17 @@ def table(args: argparse.Namespace) -> int:
     from frostline import tables
 
     print(tables.render(_records(args.results), args.format or _terminal_format(), width=_width()))
+    return 0
+
+
+def recommend(args: argparse.Namespace) -> int:
+    """Print which configuration to take, and why."""
+    from frostline import recommend
+
+    _records([args.results])
+    limits = recommend.Limits(args.margin, args.max_latency_p99, args.min_accuracy, args.max_train_seconds)
+    advice = recommend.advise(args.results, limits, on_test=args.validated_on_test)
+    print(recommend.render(advice, "json" if args.format == "json" else _terminal_format()))
     return 0
 
 
@@ -514,6 +535,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1, such as 0.01")
+    return value
 
 
 def _seconds(text: str) -> float:

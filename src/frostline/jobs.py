@@ -49,6 +49,7 @@ Emit = Callable[..., None]
 Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 PARITY_IMAGES = 32
 SMALL_BATCH = 8  # images a step of the look at how long all training takes
+XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
@@ -717,9 +718,11 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             for name in sorted(search.optimizers(run.freeze)):
                 training.optimizer(name, 1e-3)
             looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+            images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
+            images["pass"] = sum(map(len, _splits(dataset).values()))
+            timed = _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None
+            untimed = None if job["layers"] else _estimate(network, run, images, "off", None)
         masks, stages = zip(*looked, strict=True)
-        images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
-        images["pass"] = sum(map(len, _splits(dataset).values()))
         mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
         looks.append((mask.trainable_params, run, stage, images))
         found.append(
@@ -731,8 +734,8 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "estimate": _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None,
-                "untimed": _estimate(network, run, images, "off", None),
+                "estimate": timed,
+                "untimed": untimed,
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
@@ -844,7 +847,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         off = found.get((precision, "off", number), [])
         told = _hopeless(found, precision, runs)
         if not told and xla == "on":
-            told = _not_worth_xla(off, runs[number], job, job["counts"][number])
+            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed(found, number))
         if told:
             emit("cell", skipped=told)
         else:
@@ -867,13 +870,33 @@ def _hopeless(found: Costs, precision: str, runs: list[Run]) -> str:
     return ""
 
 
-def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None) -> str:
-    """Why XLA is not tried for training on features, given the costs without it; empty where it is to be tried.
+def _slowed(found: Costs, number: int) -> str:
+    """That XLA makes a configuration much slower in some precision; empty where it was not found to."""
+    off = {precision: stages for (precision, xla, row), stages in found.items() if (xla, row) == ("off", number)}
+    told = (
+        _slowed_by_xla(stages, found.get((precision, "on", number), []), precision) for precision, stages in off.items()
+    )
+    return next(filter(None, told), "")
+
+
+def _slowed_by_xla(off: list[dict[str, Any]], on: list[dict[str, Any]], precision: str) -> str:
+    """That XLA makes a configuration much slower, given its costs without and with it; empty where it does not."""
+    times = sum(cost["seconds"] for cost in on) / (sum(cost["seconds"] for cost in off) or math.inf)
+    return f"XLA makes it {times:.1f} times slower in {precision}" if times > XLA_SLOWS else ""
+
+
+def _not_worth_xla(
+    off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None, slower: str = ""
+) -> str:
+    """Why XLA is not tried, given the costs of training on features without it, or `slower` from another precision;
+    empty where it is to be tried.
 
     `count` is the number of runs, None where one of them asks for XLA.
     """
-    if count is None or device.kind() == "gpu" or {cost["engine"] for cost in off} != {"cached"}:
+    if count is None or device.kind() == "gpu":
         return ""
+    if slower or {cost["engine"] for cost in off} != {"cached"}:
+        return slower
     images = _shape(run, job)["images"]["train"]
     counts = [stage.epochs * math.ceil(images / stage.batch_size) for stage in run.freeze.stages]
     seconds = count * sum(cost["step_seconds"] * n for cost, n in zip(off, counts, strict=True))

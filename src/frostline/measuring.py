@@ -28,7 +28,7 @@ def work(job: Job, emit: Any) -> None:
         if not rows:
             rows = _measure(_subject(job, first), job)
             _keep(job, rows)
-        for manifest in others if all(row["outcome"] == "ok" for row in rows) else []:
+        for manifest in others if any(row["outcome"] == "ok" for row in rows) else []:
             emit("scoring", model=manifest["name"])
             own = inference.accuracy(_subject(job, manifest), _given(manifest, job))
             _keep(job, [inference.share(row, own) for row in rows])

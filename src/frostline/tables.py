@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frostline import whole
 from frostline.progress import duration
 from frostline.records import Configuration, configurations, explained, marks
 
@@ -123,7 +124,8 @@ def rows(records: list[Row], wanted: Collection[str] | None = None) -> list[Row]
     `wanted` restricts the first to some configurations, by their identity without the seed.
     """
     train = [train_row(configuration, records) for configuration in configurations(records, wanted)]
-    return _with_reported(train) + infer_rows(records)
+    infer = infer_rows(records)
+    return whole.joined(_with_reported(train), infer) + infer
 
 
 def _with_reported(train: list[Row]) -> list[Row]:
@@ -148,6 +150,8 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "study": configuration.study,
         "freeze": configuration.freeze,
         "variant": configuration.variant,
+        "task": whole.task(newest),
+        "runs": [r["run"] for r in finished],
         "outcome": "ok" if finished else "failed",
         "reason": "; ".join(failures) or None,
         "seeds": [r["seed"] for r in finished],
@@ -390,6 +394,7 @@ def render(
         parts += _study_tables([r for r in own if r["kind"] == "train"], form)
         infer = [r for r in own if r["kind"] == "infer"]
         parts += _infer_tables(study, infer, form)
+        parts += _whole_table(study, [r for r in own if r["kind"] == "train"], form)
     return "\n\n".join(parts) if parts else "no records"
 
 
@@ -408,6 +413,26 @@ def _study_tables(train: list[Row], form: Form) -> list[str]:
     if any(cell["outcome"] != "not timed" for row in train for cell in row["step_cells"] or []):
         parts += [_titled(f"{study}: one training step, by precision and XLA", form, None), _steps(train, form)]
     return parts
+
+
+def _whole_table(study: str, train: list[Row], form: Form) -> list[str]:
+    """What each configuration costs to train and to ask, with the fronts marked."""
+    if not any(row["outcome"] == "ok" for row in train):
+        return []
+    notes = [
+        "On the front of time: no other row of its task is as good on validation in as little total time, and better "
+        "in one of the two; of latency: the same with the best median of one image. "
+        "These are means: frostline recommend says what they can bear."
+    ]
+    if any(row["protocol"] == "document" for row in train):
+        notes.append("Rows validated on test are on no front.")
+    title = _titled(f"{study}: the whole", form, None)
+    return [title, _grid(WHOLE, train, form), *(_note(note, form) for note in notes)]
+
+
+def _fronts(row: Row) -> str:
+    on = [name for name, key in (("time", "pareto_train"), ("latency", "pareto_latency")) if row[key]]
+    return ", ".join(on) or "-"
 
 
 def _everything(train: list[Row]) -> Row | None:
@@ -443,6 +468,8 @@ def _infer_tables(study: str, infer: list[Row], form: Form) -> list[str]:
         f"The graph of {model.removeprefix(f'{study}.')} is also that of {', '.join(names)}."
         for model, names in shared.items()
     ]
+    failed = dict.fromkeys((_runtime(row), row["reason"]) for row in timed if row["outcome"] == "failed")
+    notes += [f"{runtime} failed: {reason}." for runtime, reason in failed]
     if idle:
         reason = next(row["reason"] for row in infer if row["device"] == idle)
         names = dict.fromkeys(row["runtime"] for row in infer if row["device"] == idle)
@@ -483,7 +510,7 @@ def _scenario(row: Row) -> str:
 def _rate(row: Row) -> str:
     if row["outcome"] == "ok":
         return _plain("images_per_second", digits=0)(row)
-    return f"{row['outcome']}: {row['reason']}"
+    return row["outcome"] if row["outcome"] == "failed" else f"{row['outcome']}: {row['reason']}"
 
 
 def _valid(row: Row) -> str:
@@ -745,6 +772,20 @@ ACCURACY: list[Column] = [
     ("reported loss", _reported("loss")),
 ]
 
+WHOLE: list[Column] = [
+    ("freeze", _name),
+    ("trainable", _value("trainable_params")),
+    ("epoch s", _mean("epoch_seconds", digits=3)),
+    ("total s", _mean("total_seconds", digits=1)),
+    ("validation top-1", _mean("validation_top1", digits=4)),
+    ("test top-1", _mean("test_top1", digits=4)),
+    ("best images/s", _plain("best_images_per_second", digits=0)),
+    ("by", _value("best_images_per_second_of")),
+    ("best p50 ms", _plain("best_latency_p50_seconds", 1e3)),
+    ("from", _value("best_latency_p50_seconds_of")),
+    ("on the front of", _fronts),
+]
+
 
 def _grid(columns: Iterable[Column], table: list[Row], form: Form, keys: int = 1) -> str:
     """A table whose rows the first `keys` columns tell apart; a column that has nothing to say in any row, or no more
@@ -752,7 +793,7 @@ def _grid(columns: Iterable[Column], table: list[Row], form: Form, keys: int = 1
     cells = {header: [show(row) for row in table] for header, show in columns}
     kept = {h: column for h, column in cells.items() if "-" not in column or set(column) - {"-", "failed"}}
     lines = [list(line) for line in zip(*kept.values(), strict=True)]
-    right = [i for i, header in enumerate(kept) if i and header not in ("runtime", "scenario")]
+    right = [i for i, header in enumerate(kept) if i and header not in ("runtime", "scenario", "by", "from")]
     return _tabulate(lines, list(kept), form, right, keys)
 
 

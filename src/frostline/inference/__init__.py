@@ -169,10 +169,12 @@ def accuracy(subject: Subject, given: Given, clock: Clock = time.perf_counter) -
 
 
 def share(record: Row, own: Row) -> Row:
-    """The record of an artifact, measured by `accuracy`, with the figures of one whose graph is equal."""
+    """The record of an artifact, measured by `accuracy`, with what was measured of one whose graph is equal."""
     cell = {key: record[key] for key in ("scenario", "profile", "batch_size", "host_copies")}
     if own["outcome"] != "ok":
         return own | cell
+    if record["outcome"] != "ok":
+        return own | cell | {key: record[key] for key in ("outcome", "reason")}
     figures = {key: record[key] for key in (*FIGURES, *OF_CELL, "peak_memory_bytes", "valid", "reason")}
     return own | cell | figures | {"figures_of": record["model"]}
 
