@@ -128,7 +128,14 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("results", type=Path, metavar="RESULTS")
     _places(sub, "exports", "data")
     sub.add_argument("--only", action="append", default=[], metavar="NAME", help="a configuration; repeatable")
+    told = "of the ONNX file: float32, int8, float16 (for a GPU); repeatable; default: float32 and int8"
+    sub.add_argument("--variant", action="append", default=[], metavar="NAME", help=told)
     sub.set_defaults(command=export)
+
+    sub = commands.add_parser("check", help="whether published models are whole, and load in TensorFlow Serving")
+    sub.add_argument("exports", type=Path, metavar="EXPORTS")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=check)
 
     sub = commands.add_parser("infer", help="measure published models on the runtimes")
     sub.add_argument("exports", type=Path, metavar="EXPORTS")
@@ -353,10 +360,23 @@ def export(args: argparse.Namespace) -> int:
     asked = args.only or {c.freeze for c in configurations if not c.trial}
     chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
-        good = harness.export_models(chosen, places)
+        good = harness.export_models(chosen, places, args.variant)
     if deploy.published(args.exports):
         print(_renew_bundle(args.exports, args.results))
     return 0 if good else 1
+
+
+def check(args: argparse.Namespace) -> int:
+    """Print, for each published version, `ok` or what is wrong."""
+    from frostline.exporting import checking
+
+    found = checking.check(args.exports)
+    if args.format == "json":
+        print(json.dumps(found, indent=2))
+    else:
+        for entry in found:
+            print(f"{entry['model']} {entry['version']}: {'; '.join(entry['wrong']) or 'ok'}")
+    return 1 if any(entry["wrong"] for entry in found) else 0
 
 
 def infer(args: argparse.Namespace) -> int:

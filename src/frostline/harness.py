@@ -647,21 +647,26 @@ def _finished_runs(results: Path) -> set[str]:
 # -- exports and inference -----------------------------------------------------------------------------
 
 
-def export_models(configurations: Collection[str], places: Places) -> bool:
+def export_models(configurations: Collection[str], places: Places, variants: Collection[str] = ()) -> bool:
     """Publish the representative run of each configuration that is not published yet; True when all went well.
 
-    A quick try (`--limit`, `--epochs`) is not published over a model that was trained in full.
+    One that is published without some of the `variants` of its ONNX file is published again, with them. A quick try
+    (`--limit`, `--epochs`) is not published over a model that was trained in full.
     """
     chosen: list[Event] = []
     for configuration in records.configurations(records.read(places.results), configurations):
         record = configuration.representative
         published = exporting.current(places.exports, record["model"]) if record else None
-        if record is None or (published and _same_run(published, record)):
+        same = bool(record and published and _same_run(published, record))
+        known = published.get("variants", {}) if same and published else {}
+        if record is None or (same and set(variants) <= set(known)):
             continue
         if published and _quick(record) and not _quick(published):
             say(f"{record['model']}: a quick try is not published over version {published['version']}; give --exports")
             continue
-        chosen.append({"record": record, "seeds": [row["seed"] for row in configuration.finished]})
+        wanted = {"float32", *variants, *known} if variants else exporting.DEFAULT_VARIANTS
+        seeds = [row["seed"] for row in configuration.finished]
+        chosen.append({"record": record, "seeds": seeds, "variants": [v for v in exporting.VARIANTS if v in wanted]})
     failures: list[str] = []
     started: list[Event] = []
     with Progress(len(chosen), "models", left=False) as progress:
@@ -673,6 +678,8 @@ def export_models(configurations: Collection[str], places: Places) -> bool:
             elif event["event"] == "not_exported":
                 failures.append(event["model"])
                 progress.say(f"{event['model']} is not published: {event['reason']}")
+            elif event["event"] == "variant_refused":
+                progress.say(f"{event['model']}: ONNX {event['variant']} is not published: {event['reason']}")
 
         while len(started) < len(chosen):
             before = len(started)

@@ -933,16 +933,19 @@ def _time(
 
 def export(job: dict[str, Any], emit: Emit) -> None:
     """Publish chosen runs; what fails becomes a record and an event, and the others go on."""
-    results, exports = Path(job["results"]), Path(job["exports"])
+    results = Path(job["results"])
     device.configure("float32")
     for entry in job["chosen"]:
-        record = entry["record"]
-        run = plan.restore(Run, record["config"])
+        run = plan.restore(Run, entry["record"]["config"])
         emit("exporting", model=run.model)
         outcome = {"kind": "export", "model": run.model, "run": run.id, "study": run.study, "freeze": run.freeze.name}
         try:
-            published = _publish(run, record, entry["seeds"], results, exports, _data_dir(job))
+            published = _publish(run, entry, job)
             outcome |= {"outcome": "ok", "reason": None, "version": published.version, "size_bytes": published.sizes}
+            outcome |= {"variants": published.variants, "accuracy": published.accuracy}
+            for name, about in published.variants.items():
+                if about["outcome"] != "ok":
+                    emit("variant_refused", model=run.model, variant=name, reason=about["reason"])
         except UserError:
             raise
         except Exception as error:
@@ -952,25 +955,26 @@ def export(job: dict[str, Any], emit: Emit) -> None:
         records.append(results, {**outcome, "time": records.now()})
 
 
-def _publish(
-    run: Run, record: dict[str, Any], seeds: list[int], results: Path, exports: Path, data_dir: Path | None
-) -> exporting.Published:
-    dataset = datasets.load(run.data, data_dir=data_dir, limit=run.limit)
+def _publish(run: Run, entry: dict[str, Any], job: dict[str, Any]) -> exporting.Published:
+    record = entry["record"]
+    _, dataset = datasets.part(_load(plan.whole(run.data), _data_dir(job), run.limit), run.data)
     device.seed_everything(run.seed)
     network = build(run, dataset)
-    models.load_weights(network, records.weights_file(results, run.id), head=True, skip=set())
+    models.load_weights(network, records.weights_file(Path(job["results"]), run.id), head=True, skip=set())
     facts = {
         "study": run.study,
         "freeze": run.freeze.name,
         "variant": run.variant,
         "seed": run.seed,
-        "chosen": f"the median of {len(seeds)} seeds by validation top-1",
+        "chosen": f"the median of {len(entry['seeds'])} seeds by validation top-1",
         "run": run.id,
         "run_time": record["time"],
         "fingerprint": run.fingerprint,
         "data": plan.plain(run.data),
+        "scaling": models.scaling(run.backbone.name, run.data.scaling),
         "limit": run.limit,
         "epochs_cap": run.epochs,
+        "record": {key: value for key, value in record.items() if key != "history"},
         "trained": {k: record[k] for k in ("validation_top1", "test_top1", "test_loss", "precision", "xla")},
     }
     return exporting.publish(
@@ -980,7 +984,9 @@ def _publish(
         class_names=dataset.class_names,
         images=dataset.test.images[:PARITY_IMAGES],
         facts=facts,
-        exports=exports,
+        exports=Path(job["exports"]),
+        data=dataset,
+        onnx_variants=entry["variants"],
     )
 
 
