@@ -857,7 +857,6 @@ def publish(places, run, time, **facts):
             "data": {}, "class_names": ["5", "6"],
         }  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest | facts))
-        (folder / "model.onnx").touch()
 
 
 def test_an_unchanged_run_is_not_published_twice(places, planned, monkeypatch):
@@ -964,9 +963,23 @@ def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatc
     monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t")
     infer(places, monkeypatch)
-    (places.exports / "onnx" / planned[0].model / "1" / "model.int8.onnx").touch()
+    shutil.rmtree(places.exports)
+    publish(places, planned[0], "t", variants={"int8": {"reason": None, "size_bytes": 7}})
     assert infer(places, monkeypatch) == (True, [["tiny.output"]])
-    assert {r["variant"] for r in records.read(places.results) if r["outcome"] == "ok"} == {"float32", "int8"}
+    told = {(r["variant"], r["size_bytes"]) for r in records.read(places.results) if r["outcome"] == "ok"}
+    assert told == {("float32", 1), ("int8", 7)}
+
+
+def test_a_variant_that_was_refused_is_skipped_with_the_reason(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    publish(places, planned[0], "t", variants={"int8": {"reason": "agrees on 0.4", "size_bytes": None}})
+    assert infer(places, monkeypatch) == (True, [["tiny.output"]])
+    skipped = [r for r in records.read(places.results) if r["variant"] == "int8" and r["device"] == "cpu"]
+    assert {r["outcome"] for r in skipped} == {"skipped"} and len(skipped) == 2
+    assert {r["reason"] for r in skipped} == {"int8 is not published: agrees on 0.4"}
+    before = len(records.read(places.results))
+    assert infer(places, monkeypatch) == (True, []) and len(records.read(places.results)) == before
 
 
 def test_a_device_that_was_missing_is_measured_when_it_is_there(places, planned, monkeypatch):

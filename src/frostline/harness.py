@@ -707,9 +707,13 @@ def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *
             progress.show(f"measuring {way.label}")
             found = exporting.manifests(places.exports, runtimes.RUNTIMES[way.runtime].kind)
             entries = [m for m in found if models is None or m["name"] in models]
-            entries = [m for m in entries if matrix.published(way, places.exports, m)]
+            entries = [m for m in entries if matrix.tried(way, m)]
             wanted = {m["name"]: matrix.missing(way, m, told) for m in entries}
-            for group in matrix.groups([m for m in entries if wanted[m["name"]]]):
+            todo = [m for m in entries if wanted[m["name"]]]
+            for manifest in todo:
+                if reason := way.reason or matrix.refused(way, manifest):
+                    _record_unmeasured([manifest], way, wanted, "skipped", reason, places)
+            for group in matrix.groups(m for m in todo if not (way.reason or matrix.refused(way, m))):
                 failures += _infer(way, group, wanted, places, asked, tests)
             progress.show(f"measured {way.label}", advance=1)
     return not failures
@@ -766,9 +770,6 @@ def _infer(
     When the child dies, the model at which it did has failed, and what is left is measured in another.
     """
     before = len(records.read(places.results))
-    if way.reason:
-        _record_unmeasured(group, way, wanted, "skipped", way.reason, places)
-        return 0
     cells = [cell for cell in way.cells if any(cell in wanted[m["name"]] for m in group)]
     while group:
         told = len(records.read(places.results))

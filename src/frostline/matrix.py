@@ -3,14 +3,12 @@
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from frostline import machine, runtimes
 from frostline.errors import UserError, lookup
 from frostline.inference.rules import PROFILES
 from frostline.runtimes import How
-from frostline.runtimes.onnxruntime import FILES
 
 Row = dict[str, Any]
 Cell = tuple[str, int]  # a scenario and a batch size
@@ -95,17 +93,22 @@ def missing(way: Way, manifest: Row, told: Sequence[Row]) -> list[Cell]:
     """The cells that no record of this training holds: the newest one decides, and so does a reason to skip."""
     training = (manifest["run"], manifest["run_time"])
     newest = {key(r): r for r in told if r["kind"] == "infer" and (r["run"], r["run_time"]) == training}
-    idle = ("skipped", way.reason)
+    idle = ("skipped", way.reason or refused(way, manifest))
     done = {k for k, r in newest.items() if r["outcome"] == "ok" or (r["outcome"], r["reason"]) == idle}
     threads = way.how.threads or machine.cores()
     stem = (way.runtime, way.how.variant, way.how.payload, way.how.device, threads)
     return [cell for cell in way.cells if (*stem, cell[0], way.profile, cell[1]) not in done]
 
 
-def published(way: Way, exports: Path, manifest: Row) -> bool:
-    """Whether the version of a model has the variant that a way runs."""
-    folder = exports / manifest["kind"] / manifest["name"] / str(manifest["version"])
-    return manifest["kind"] != "onnx" or (folder / FILES[way.how.variant]).is_file()
+def tried(way: Way, manifest: Row) -> bool:
+    """Whether the variant that a way runs was asked for when the model was published."""
+    return way.how.variant == "float32" or way.how.variant in manifest.get("variants", {})
+
+
+def refused(way: Way, manifest: Row) -> str | None:
+    """Why a variant that was asked for is not there; None where it is."""
+    about = manifest.get("variants", {}).get(way.how.variant, {"reason": None})
+    return f"{way.how.variant} is not published: {about['reason']}" if about["reason"] else None
 
 
 def groups(manifests: Iterable[Row]) -> list[list[Row]]:

@@ -206,7 +206,7 @@ def _blank(subject: Subject, scenario: str | None, batch_size: int | None, profi
         "profile": profile.name,
         "batch_size": batch_size,
         **dict.fromkeys((*FIGURES, *OF_PROCESS, *OF_CELL)),
-        "size_bytes": manifest["size_bytes"],
+        "size_bytes": manifest.get("variants", {}).get(how.variant, manifest)["size_bytes"],
         "figures_of": None,
         "valid": False,
         "outcome": None,
