@@ -15,10 +15,10 @@ FLOORS = {
     2: {"records", "whole", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"predict", "recommend", "models", "frontier", "cached", "runtimes", "search"},
-    5: {"training", "exporting", "inference"},
-    6: {"prefix"},
-    7: {"costs"},
-    8: {"harness", "jobs"},
+    5: {"training", "exporting", "inference", "deploy"},
+    6: {"prefix", "matrix"},
+    7: {"costs", "trunk"},
+    8: {"harness", "jobs", "measuring"},
     9: {"cli"},
 }
 # plan needs studies alone; choice needs plan; search needs plan, heads and backbones;

@@ -1,14 +1,17 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from frostline import children, choice, harness, plan, records, studies
+from frostline import children, choice, harness, inference, matrix, plan, records, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Member, Places
+from frostline.inference.rules import PROFILES
 from frostline.plan import Options
+from frostline.runtimes import How
 
 PLAIN = Setting("float32", "off", ())
 
@@ -621,6 +624,38 @@ def test_nothing_is_timed_when_nothing_is_left_open(places, tmp_path, tiny_study
     assert set(checked) == {"output", "all"} and timed == []
 
 
+def test_what_needs_no_tensorflow_is_found_before_it_starts(places, tmp_path, tiny_study, monkeypatch):
+    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("a child was started"))
+    for change, message in [
+        (('"small_cnn"', '"smal_cnn"'), "unknown backbone 'smal_cnn'; did you mean 'small_cnn'"),
+        (("[train]", '[head]\npooling = "avg"\n[train]'), "did you mean 'average'|there are: average"),
+        (('"output"\n', '"output"\nhead = "linera"\n'), r"tiny.toml: \[\[freeze\]\] 'output': unknown head 'linera'"),
+        (("head/output", "head/("), r"tiny.toml: \[\[freeze\]\] 'output': rule 'head/\(' is not a regular expression"),
+    ]:
+        (tmp_path / "tiny.toml").write_text(tiny_study.replace(*change))
+        with pytest.raises(UserError, match=message):
+            harness.run_study(str(tmp_path / "tiny.toml"), Options(), places)
+
+
+def test_rows_that_flags_override_are_said(places, tmp_path, tiny_study, monkeypatch, capsys):
+    own = tiny_study.replace('"output"\n', '"output"\nprecision = "mixed_bfloat16"\nxla = "on"\n')
+    study_run(places, tmp_path, own, monkeypatch, Options(precision=("float32",), xla=("off",)))
+    err = capsys.readouterr().err
+    assert "--precision float32 stands in place of what the study asks for: output (mixed_bfloat16)\n" in err
+    assert "--xla off stands in place of what the study asks for: output (on)\n" in err
+
+
+def test_what_was_finished_before_is_said_and_counted(places, tmp_path, tiny_study, monkeypatch, capsys):
+    options = Options(precision=("float32",), xla=("off",), engine=("plain",))
+    (tmp_path / "tiny.toml").write_text(tiny_study)
+    one, *_ = harness.plan_runs(studies.load(str(tmp_path / "tiny.toml")), options, places)
+    places.results.mkdir()
+    finish(one, places.results)
+    study_run(places, tmp_path, tiny_study, monkeypatch, options)
+    err = capsys.readouterr().err
+    assert "tiny: 1 of 2 runs are done already" in err and "[2/2] all seed 0: starting TensorFlow" in err
+
+
 SEARCH = """
 [search]
 freeze = "output"
@@ -723,7 +758,7 @@ def test_trials_are_not_published(places, tmp_path, tiny_study, monkeypatch):
     monkeypatch.setattr(
         harness, "export_models", lambda configurations, places: published.extend(configurations) or True
     )
-    monkeypatch.setattr(harness, "infer_models", lambda models, places, fresh: measured.extend(models) or True)
+    monkeypatch.setattr(harness, "infer_models", lambda models, places, asked, fresh: measured.extend(models) or True)
     options = Options(seeds=(0, 1), only=("output",), precision=("float32",), xla=("off",), engine=("plain",))
     harness.run_study(str(tmp_path / "tiny.toml"), options, places)
     assert set(measured) == {"tiny.output", "tiny.output_best"} and len(published) == 2
@@ -818,8 +853,10 @@ def publish(places, run, time, **facts):
         manifest = {
             "kind": kind, "name": run.model, "version": 1, "run": run.id, "run_time": time, "limit": None,
             "epochs_cap": None, "size_bytes": 1, "graph": "g", "study": "tiny", "freeze": run.freeze.name,
+            "data": {}, "class_names": ["5", "6"],
         }  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest | facts))
+        (folder / "model.onnx").touch()
 
 
 def test_an_unchanged_run_is_not_published_twice(places, planned, monkeypatch):
@@ -845,21 +882,24 @@ class Runtimes:
     def __init__(self, places, dies_at=None):
         self.places, self.dies_at, self.jobs = places, dies_at, []
 
-    def __call__(self, job, places, log, on_event):
+    def __call__(self, job, places, log, on_event, module=None):
+        if job.get("action") == "test_images":
+            return
+        assert module == "frostline.measuring" and job["tests"].keys() == {m["name"] for m in job["manifests"]}
         self.jobs.append([m["name"] for m in job["manifests"]])
         for manifest in job["manifests"]:
             if manifest["name"] == self.dies_at:
                 raise children.Died("killed by the system")
-            for size in job["batch_sizes"]:
-                row = {"kind": "infer", "runtime": job["runtime"], "device": job["device"], "batch_size": size}
-                told = {"model": manifest["name"], "run": manifest["run"], "run_time": manifest["run_time"]}
-                records.append(self.places.results, {**row, **told, "outcome": "ok", "reason": None})
+            subject = inference.Subject(manifest, Path("x"), job["runtime"], How(**job["how"]))
+            for row in inference.unmeasured(subject, job["cells"], PROFILES[job["profile"]], "ok", ""):
+                records.append(self.places.results, row)
 
 
-def infer(places, monkeypatch, dies_at=None):
+def infer(places, monkeypatch, dies_at=None, **asked):
     children_ = Runtimes(places, dies_at)
     monkeypatch.setattr(harness, "spawn", children_)
-    good = harness.infer_models(None, places, names=["onnxruntime"], batch_sizes=[1, 8])
+    asked = matrix.Asked(**{"runtimes": ("onnxruntime",), "batch_sizes": (8,)} | asked)
+    good = harness.infer_models(None, places, asked)
     return good, children_.jobs
 
 
@@ -872,6 +912,26 @@ def test_what_is_measured_is_not_measured_again_but_another_training_is(places, 
     shutil.rmtree(places.exports)
     publish(places, planned[0], "later")  # version 1 again, of another training
     assert infer(places, monkeypatch) == (True, [["tiny.output"]])
+
+
+def test_another_batch_size_profile_or_number_of_threads_is_another_cell(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    publish(places, planned[0], "t")
+    infer(places, monkeypatch)
+    for other in ({"batch_sizes": (16,)}, {"profile": "valid"}, {"threads": 1}, {"scenarios": ("server",)}):
+        assert infer(places, monkeypatch, **other) == (True, [["tiny.output"]])
+        assert infer(places, monkeypatch, **other) == (True, [])
+
+
+def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    publish(places, planned[0], "t")
+    infer(places, monkeypatch)
+    (places.exports / "onnx" / planned[0].model / "1" / "model.int8.onnx").touch()
+    assert infer(places, monkeypatch) == (True, [["tiny.output"]])
+    assert {r["variant"] for r in records.read(places.results) if r["outcome"] == "ok"} == {"float32", "int8"}
 
 
 def test_a_device_that_was_missing_is_measured_when_it_is_there(places, planned, monkeypatch):

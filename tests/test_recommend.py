@@ -336,8 +336,7 @@ def test_the_command_prints_its_reasons(tmp_path, capsys):
      (["--min-accuracy", "good"], "fraction between"), (["--max-train-seconds", "nan"], "seconds above 0")],
 )  # fmt: skip
 def test_impossible_limits_are_refused(flags, told, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["recommend", str(tmp_path), *flags])
+    assert cli.main(["recommend", str(tmp_path), *flags]) == 2
     assert told in capsys.readouterr().err
 
 

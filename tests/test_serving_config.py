@@ -114,11 +114,11 @@ def test_flags_are_read_as_tensorflow_serving_reads_them():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--prot=9"], "unknown flag --prot; did you mean 'port'"),
+        (["--prot=9"], "no flag of TensorFlow Serving .*; did you mean 'port'"),
         (["--port", "9"], "--port: TensorFlow Serving's flags are written --name=value"),
         (["--port=x"], "--port=x: expected a whole number"),
         (["--enable_batching=maybe"], "expected true or false"),
-        (["--ssl_config_file=x"], "a flag of tensorflow_model_server that the embedded server does not have"),
+        (["--ssl_config_file=x"], "no flag of TensorFlow Serving that the embedded server has"),
         (["--model_config_file=m", "--batching_parameters_file=b"], "without --enable_batching"),
         (["--port=1"], "give --model_config_file=FILE"),
         (["--model_config_file=m", "--port=1", "--rest_api_port=1"], "cannot be the same"),

@@ -111,6 +111,42 @@ def _forward(model: Any) -> Any:
     return tf.function(lambda x: model(_bare(x), training=False), reduce_retracing=True, autograph=False)
 
 
+def outputs(model: Any, rows: Rows, batch_size: int, *, xla: bool) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
+    """The compiled program of what a model of one output answers while training, in batches as `fit` takes them.
+
+    It is given the rows of an epoch in their order and answers in that order, block by block, [K, ...]. Random numbers
+    go on from call to call.
+    """
+    import tensorflow as tf
+
+    program = _outputs_program(model, xla)
+    _compile(program, rows, batch_size)
+
+    def run(order: np.ndarray) -> Iterator[np.ndarray]:
+        for taken, block, count in _in_blocks(rows, order, batch_size):
+            answers = program(*block, tf.constant(count)).numpy()
+            yield answers.reshape(-1, *answers.shape[2:])[: taken.stop - taken.start]
+
+    return run
+
+
+def _outputs_program(model: Any, xla: bool) -> Any:
+    """The outputs [K, B, ...] of `count` calls of a model in training mode, on stacked batches as `_program` takes."""
+    import tensorflow as tf
+
+    dtype = tf.as_dtype(model.outputs[0].dtype)
+
+    def steps(features: Any, labels: Any, count: Any) -> Any:
+        def body(i: Any, found: Any) -> Any:
+            return i + 1, found.write(i, model(_bare([x[i] for x in features]), training=True))
+
+        shape = (labels.shape[1], *model.outputs[0].shape[1:])
+        found = tf.TensorArray(dtype, labels.shape[0], element_shape=shape)
+        return tf.while_loop(lambda i, found: i < count, body, [tf.constant(0), found])[1].stack()
+
+    return tf.function(steps, jit_compile=xla, autograph=False)
+
+
 def time_steps(model: Any, rows: Rows, batch_size: int, read: Callable[[], float]) -> tuple[float, float]:
     """Seconds of tracing and compiling a compiled model's step, and seconds of a step on one batch, again and again.
 
@@ -265,14 +301,20 @@ def _go_over(model: Any, program: Any, rows: Rows, order: np.ndarray, batch_size
     import tensorflow as tf
 
     model.reset_metrics()
+    for _, block, count in _in_blocks(rows, order, batch_size):
+        program(*block, tf.constant(count))
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def _in_blocks(rows: Rows, order: np.ndarray, batch_size: int) -> Iterator[tuple[slice, tuple[Any, Any], int]]:
+    """Which of the ordered rows a block has, the block, and the batches in it; the next is gathered meanwhile."""
     blocks = list(_plan(_blocks(rows.features, len(order), batch_size)))
     with ThreadPoolExecutor(1) as pool:
         coming = [pool.submit(_gather, rows, order[taken], shape) for taken, shape in blocks[:1]]
         for i, (taken, shape) in enumerate(blocks):
             block = coming.pop().result()
             coming = [pool.submit(_gather, rows, order[later], other) for later, other in blocks[i + 1 : i + 2]]
-            program(*block, tf.constant((taken.stop - taken.start) // shape[1]))
-    return {name: float(value) for name, value in model.get_metrics_result().items()}
+            yield taken, block, (taken.stop - taken.start) // shape[1]
 
 
 def _plan(blocks: dict[tuple[int, int], int]) -> Iterator[tuple[slice, tuple[int, int]]]:

@@ -6,10 +6,11 @@ import datetime
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from frostline import __version__, plots, serving
 from frostline.children import Died
@@ -17,6 +18,7 @@ from frostline.errors import UserError
 from frostline.tables import FORMATS
 
 if TYPE_CHECKING:
+    from frostline.deploy import Served, Step
     from frostline.features import Entry
     from frostline.predict import Answer
 
@@ -26,12 +28,12 @@ LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 when a cell failed, 2 for a mistake of the user, 130 on Ctrl-C."""
-    commands = parser()
-    args, rest = commands.parse_known_args(argv)
-    if rest and args.command is not serve:
-        commands.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.rest = rest  # TensorFlow Serving's own flags
     try:
+        commands = parser()
+        args, rest = commands.parse_known_args(argv)
+        if rest and args.command is not serve:
+            commands.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.rest = rest  # TensorFlow Serving's own flags
         return args.command(args)
     except UserError as error:
         print(f"frostline: {' '.join(str(error).split())}", file=sys.stderr)
@@ -47,9 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are like all others: one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; type: {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """All commands and flags."""
-    top = argparse.ArgumentParser(prog="frostline", description="How much of a network to freeze, and what it costs.")
+    """All commands and flags; parsing raises UserError."""
+    top = Parser(prog="frostline", description="How much of a network to freeze, and what it costs.")
     top.add_argument("--version", action="version", version=f"frostline {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _before_and_with_training(commands)
@@ -95,7 +104,7 @@ def _before_and_with_training(commands: Any) -> None:
 def _after_training(commands: Any) -> None:
     sub = commands.add_parser("table", help="comparison tables of finished runs")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
-    sub.add_argument("--format", choices=FORMATS, default="github")
+    sub.add_argument("--format", choices=FORMATS, help="default: plain in a terminal, else github")
     sub.set_defaults(command=table)
 
     sub = commands.add_parser("recommend", help="the cheapest configuration that is shown to be as good as the best")
@@ -125,7 +134,13 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("exports", type=Path, metavar="EXPORTS")
     _places(sub, "results", "data")
     sub.add_argument("--runtime", action="append", default=[], metavar="NAME", help="this runtime alone; repeatable")
-    sub.add_argument("--batch-size", action="append", default=[], type=_positive, metavar="N", help="repeatable")
+    sub.add_argument("--scenario", action="append", default=[], metavar="NAME", help="single_stream, offline, server")
+    sub.add_argument("--profile", default="quick", metavar="quick|valid", help="seconds a cell, or ten minutes")
+    sub.add_argument(
+        "--batch-size", action="append", default=[], type=_positive, metavar="N", help="of offline; repeatable"
+    )
+    sub.add_argument("--threads", type=_positive, metavar="N", help="of one call; default: as many as cores")
+    sub.add_argument("--latency-bound", type=_seconds, metavar="S", help="of p99 in server; default: 10 × the single")
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
 
@@ -165,6 +180,30 @@ def _serving(commands: Any) -> None:
     sub.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="for each answer; default: 10")
     sub.add_argument("--format", choices=("table", "json", "csv"), default="table")
     sub.set_defaults(command=predict)
+
+    sub = commands.add_parser("bundle", help="write what TensorFlow Serving needs into EXPORTS/serving")
+    sub.add_argument("exports", type=Path, metavar="EXPORTS")
+    _places(sub, "results")
+    sub.add_argument("--models-at", metavar="DIR", help="where the server sees EXPORTS/saved_model; first: /models")
+    sub.set_defaults(command=bundle)
+
+    sub = commands.add_parser("rollout", help="a new version for a server that polls models.config, step by step")
+    step = sub.add_mutually_exclusive_group()
+    step.add_argument("--version", type=_positive, metavar="N", help="load it, call it canary; default: the newest")
+    step.add_argument("--promote", action="store_true", help="call stable what is canary")
+    step.add_argument("--finish", action="store_true", help="unload what has no label")
+    _moves(sub, rollout)
+
+    sub = commands.add_parser("rollback", help="take the last step of a rollout back")
+    _moves(sub, rollback)
+
+
+def _moves(sub: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int]) -> None:
+    sub.add_argument("model", metavar="MODEL")
+    _places(sub, "exports")
+    sub.add_argument("--url", help="of the server, to see each step done: grpc://HOST:PORT or http://HOST:PORT")
+    sub.add_argument("--timeout", type=_seconds, default=300.0, metavar="S", help="for each step; default: 300")
+    sub.set_defaults(command=command)
 
 
 def _places(sub: argparse.ArgumentParser, *which: str) -> None:
@@ -214,7 +253,7 @@ def _entries(what: str) -> list[dict[str, str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Run a study and print its tables."""
-    from frostline import harness, records, tables
+    from frostline import deploy, harness, records, tables
     from frostline.plan import Options
 
     options = Options(
@@ -229,7 +268,7 @@ def run(args: argparse.Namespace) -> int:
     )
     places = harness.Places(args.results, args.exports, args.data_dir, args.features_memory)
     if args.dry_run:
-        print(tables.plan(harness.dry_run(args.study, options, places)))
+        print(tables.plan(harness.dry_run(args.study, options, places), _width()))
         return 0
     infer = not (args.no_infer or args.no_export)
     good, asked = harness.run_study(
@@ -237,7 +276,9 @@ def run(args: argparse.Namespace) -> int:
     )
     name = Path(args.study).stem
     found = [r for r in records.read(args.results) if r["study"] == name]
-    print(tables.render(found, _terminal_format(), asked))
+    print(tables.render(found, _terminal_format(), asked, width=_width()))
+    if deploy.published(args.exports) and not args.no_export:
+        _renew_bundle(args.exports, args.results)
     return 0 if good else 1
 
 
@@ -254,14 +295,17 @@ def layers(args: argparse.Namespace) -> int:
         print(json.dumps([{key: entry[key] for key in keys} for entry in found], indent=2))
     else:
         print(tables.layers(found, each=args.all))
-    return 0
+    problems = [stage["problem"] for entry in found for stage in entry["stages"] if stage["problem"]]
+    for problem in problems:
+        print(f"frostline: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def table(args: argparse.Namespace) -> int:
     """Print the tables of one or several results folders."""
     from frostline import tables
 
-    print(tables.render(_records(args.results), args.format))
+    print(tables.render(_records(args.results), args.format or _terminal_format(), width=_width()))
     return 0
 
 
@@ -295,7 +339,7 @@ def _records(folders: list[Path]) -> list[dict[str, Any]]:
 
 def export(args: argparse.Namespace) -> int:
     """Publish the models of a results folder that are not published yet."""
-    from frostline import harness, records
+    from frostline import deploy, harness, records
     from frostline.errors import nearest
 
     places = harness.Places(args.results, args.exports, args.data_dir)
@@ -309,28 +353,33 @@ def export(args: argparse.Namespace) -> int:
     asked = args.only or {c.freeze for c in configurations if not c.trial}
     chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
-        return 0 if harness.export_models(chosen, places) else 1
+        good = harness.export_models(chosen, places)
+    if deploy.published(args.exports):
+        print(_renew_bundle(args.exports, args.results))
+    return 0 if good else 1
 
 
 def infer(args: argparse.Namespace) -> int:
     """Measure published models and print their tables."""
-    from frostline import exporting, harness, records, tables
+    from frostline import exporting, harness, matrix, records, tables
 
     manifests = exporting.manifests(args.exports)
     if not manifests:
         raise UserError(f"{args.exports} holds no published model; type: frostline run STUDY --exports {args.exports}")
     places = harness.Places(args.results, args.exports, args.data_dir)
+    asked = matrix.Asked(
+        runtimes=tuple(args.runtime),
+        scenarios=tuple(args.scenario),
+        batch_sizes=tuple(args.batch_size),
+        profile=args.profile,
+        threads=args.threads or 0,
+        latency_bound=args.latency_bound,
+    )
     with records.lock(args.results):
-        good = harness.infer_models(
-            None,
-            places,
-            names=args.runtime,
-            batch_sizes=args.batch_size or harness.BATCH_SIZES,
-            fresh=args.fresh,
-        )
+        good = harness.infer_models(None, places, asked, fresh=args.fresh)
     names = {m["name"] for m in manifests}
     shown = [r for r in records.read(args.results) if r.get("model") in names]
-    print(tables.render(shown, _terminal_format(), kinds=("infer",)))
+    print(tables.render(shown, _terminal_format(), kinds=("infer",), width=_width()))
     return 0 if good else 1
 
 
@@ -422,8 +471,61 @@ def _print_rows(rows: list[tuple[str, str, str]], form: str) -> None:
     print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=("left", "left", "right")))
 
 
+def bundle(args: argparse.Namespace) -> int:
+    """Write the deployment bundle of an exports folder."""
+    print(_renew_bundle(args.exports, args.results, args.models_at))
+    return 0
+
+
+def _renew_bundle(exports: Path, results: Path, models_at: str | None = None) -> Path:
+    from frostline import deploy, records
+
+    folder, told = deploy.bundle(exports, records.read(results), models_at=models_at)
+    for line in told:
+        print(line, file=sys.stderr)
+    return folder
+
+
+def rollout(args: argparse.Namespace) -> int:
+    """Write the next step of a rollout into models.config."""
+    from frostline import deploy
+
+    def step(now: "Served") -> "Step":
+        if args.promote:
+            return deploy.promote(args.model, now)
+        if args.finish:
+            return deploy.finish(args.model, now)
+        return deploy.forward(args.model, now, deploy.versions(args.exports, args.model), args.version)
+
+    return _take(args, step)
+
+
+def rollback(args: argparse.Namespace) -> int:
+    """Write one step back into models.config."""
+    from frostline import deploy
+
+    return _take(args, lambda now: deploy.back(args.model, now, deploy.versions(args.exports, args.model)))
+
+
+def _take(args: argparse.Namespace, step: Callable[["Served"], "Step"]) -> int:
+    from frostline import client, deploy
+
+    if not args.url:
+        deploy.take(args.exports, args.model, step, None, print)
+        return 0
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with client.connect(args.url) as connection:
+        deploy.take(args.exports, args.model, step, deploy.Server(connection, args.timeout), print)
+    return 0
+
+
 def _terminal_format() -> str:
     return "plain" if sys.stdout.isatty() else "github"
+
+
+def _width() -> int | None:
+    """How many characters wide tables may be: what the terminal has, and anything where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 # -- values of flags -----------------------------------------------------------------------------------

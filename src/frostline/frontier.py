@@ -10,6 +10,7 @@ from frostline import freezing, graphs
 from frostline.errors import UserError, nearest
 
 MODES = ("exact", "inference_prefix")
+TRUNK = "trunk"
 
 # Stateful TensorFlow ops that neither write a variable nor draw a number; the bodies of calls are looked at themselves.
 HARMLESS = {"ReadVariableOp", "ResourceGather", "StatefulPartitionedCall", "If", "While", "Case"}
@@ -61,23 +62,27 @@ def split(model: Any, *, mode: str = "exact", most_bytes: int | None = None) -> 
     batch without keeping statistics is not recognised. Raises UserError for a network that is not one graph from one
     input, and for one that hands masks along.
     """
-    import keras
-
     graph = _record(model)
     below = _below(model, graph, _checked(mode), most_bytes)
-    if not below:
-        return Cut(None, model, (), (), (), (), mode)
-    features = _crossing(graph, below)
-    origin = {id(x): call.operation.name for call in below for x in call.outputs}
-    return Cut(
-        prefix=keras.Model(graph.images, features, name="prefix"),
-        suffix=_suffix(graph, below, features),
-        boundary=tuple(origin.get(id(x), x.name) for x in features),
-        below=_names(below),
-        feature_shapes=tuple(x.shape[1:] for x in features),
-        feature_dtypes=tuple(x.dtype for x in features),
-        mode=mode,
-    )
+    return _cut(graph, below, mode) if below else Cut(None, model, (), (), (), (), mode)
+
+
+def trunk(suffix: Any) -> Cut | None:
+    """Cut a suffix of one input above its trunk: what is frozen as well but draws random numbers while training.
+
+    Dropout of ours alone may draw them: the generator of each, and how often it was called, tell its masks, so that
+    runs whose trunks are equal meet the same outputs step by step. None where that is no kernel, or leaves another
+    number of tensors than one.
+    """
+    from frostline.layers import Dropout
+
+    if len(suffix.inputs) != 1:
+        return None
+    graph = _record(suffix)
+    below = _below(suffix, graph, TRUNK)
+    calls = [call.operation for call in graph.calls]
+    twice = any(isinstance(call.operation, Dropout) and calls.count(call.operation) > 1 for call in below)
+    return _cut(graph, below, TRUNK) if below and not twice and len(_crossing(graph, below)) == 1 else None
 
 
 # -- the graph as calls ----------------------------------------------------------------------------
@@ -187,6 +192,23 @@ def _crossing(graph: _Graph, below: list[_Call]) -> list[Any]:
     return [x for x in (graph.images, *(x for call in below for x in call.outputs)) if id(x) in read]
 
 
+def _cut(graph: _Graph, below: list[_Call], mode: str) -> Cut:
+    """Both parts of a graph, given the calls of the lower one."""
+    import keras
+
+    features = _crossing(graph, below)
+    origin = {id(x): call.operation.name for call in below for x in call.outputs}
+    return Cut(
+        prefix=keras.Model(graph.images, features, name="prefix"),
+        suffix=_suffix(graph, below, features),
+        boundary=tuple(origin.get(id(x), x.name) for x in features),
+        below=_names(below),
+        feature_shapes=tuple(x.shape[1:] for x in features),
+        feature_dtypes=tuple(x.dtype for x in features),
+        mode=mode,
+    )
+
+
 def _suffix(graph: _Graph, below: list[_Call], features: list[Any]) -> Any:
     """The model of all calls above."""
     import keras
@@ -238,7 +260,11 @@ def _left_alone(call: _Call, mode: str) -> bool:
     """Whether a frozen call answers as in inference while the rest of the network trains, as the mode wants it."""
     import keras
 
+    from frostline.layers import Dropout
+
     if isinstance(call.operation, keras.Layer) and _ignores_training(call.operation):
+        return True
+    if mode == TRUNK and isinstance(call.operation, Dropout) and call.operation.activity_regularizer is None:
         return True
     on, off = _trace(call, True), _trace(call, False)
     if on.moves or on.adds_loss or off.draws or off.adds_loss:

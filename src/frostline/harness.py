@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import sys
 import tempfile
 import time
@@ -13,25 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from frostline import (
+    backbones,
     children,
     choice,
     datasets,
     exporting,
     features,
+    freezing,
+    heads,
     inference,
     machine,
+    matrix,
     plan,
     records,
     runtimes,
     search,
     studies,
 )
-from frostline.errors import UserError, lookup
+from frostline.errors import UserError
+from frostline.inference import rules
 from frostline.plan import Options, Run
 from frostline.progress import Progress, duration
 from frostline.studies import Study
 
-BATCH_SIZES = (1, 32, 256)
 STARTING = "starting TensorFlow"  # what a child does before its first event
 OWN_PROCESS_SECONDS = 20.0  # a pass that takes longer gets a process of its own: bench/NOTES.md
 Event = dict[str, Any]
@@ -61,7 +66,7 @@ def run_study(
     Returns whether all of it went well, and the configurations that were asked for.
     """
     started = time.monotonic()
-    study = studies.load(name)
+    study = load(name, options)
     with records.lock(places.results):
         known = set() if fresh else finished(places.results)
         planned, trained = plan_runs(study, options, places, known), 0
@@ -70,7 +75,7 @@ def run_study(
         while pending := [run for run in planned if run.identity not in known]:
             if settled is None:  # the whole study, also under --only: `auto` chooses once for all of its rows
                 everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
-                settled = settle(everything, pending, places, fresh=fresh)
+                settled = settle(everything, pending, places, fresh=fresh, where=name)
             untrained = take_over(pending, planned, places.results)
             settings = [choice.pick(settled[0], run, settled[1]) for run in untrained]
             train_all(untrained, settings, places, done=len(planned) - len(untrained))
@@ -82,7 +87,8 @@ def run_study(
         if export:
             good &= export_models({run.configuration for run in published}, places)
         if export and infer:
-            good &= infer_models({run.model for run in published}, places, fresh=fresh)
+            asked = matrix.Asked(runtimes=matrix.OF_A_STUDY)
+            good &= infer_models({run.model for run in published}, places, asked, fresh=fresh)
         seconds = time.monotonic() - started
         if trained:
             told = {"kind": "study", "study": study.name, "runs": trained, "study_seconds": seconds}
@@ -91,7 +97,9 @@ def run_study(
     return good, {run.configuration for run in planned}
 
 
-def settle(everything: list[Run], pending: list[Run], places: Places, *, fresh: bool) -> tuple[list[Event], str]:
+def settle(
+    everything: list[Run], pending: list[Run], places: Places, *, fresh: bool, where: str = ""
+) -> tuple[list[Event], str]:
     """Check a whole study, and measure what `auto` means for all of its rows: the cells, and the kind of device.
 
     Cells that an earlier command measured are not measured again; nor is a study checked again where only seeds are
@@ -106,7 +114,7 @@ def settle(everything: list[Run], pending: list[Run], places: Places, *, fresh: 
         return kept["cells"], kept["device"]
     there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
     asked = choice.needed(pending)
-    checked = preflight(everything, places, timing=asked and not there)
+    checked = preflight(everything, places, where=where, timing=asked and not there)
     if not asked:
         return there, checked["device"]
     if kept and not choice.lacking(everything, there, checked["mixed"]):
@@ -128,6 +136,26 @@ def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run
     return left
 
 
+def load(name: str, options: Options) -> Study:
+    """A study in which all that can be known without TensorFlow is in order; says which rows flags override."""
+    study = studies.load(name)
+    plan.resolve(study, options)
+    backbones.get(study.backbone.name)
+    rows = [(f"[[freeze]] {f.name!r}", f) for f in study.freeze]
+    rows += [("[pretrain]", study.pretrain.freeze)] if study.pretrain else []
+    for row, freeze in rows:
+        try:
+            if freeze.head != "inherit":
+                heads.resolve(freeze.head, backbones.get(study.backbone.name).head)
+            for rules in (freeze.reset, *(stage.train for stage in freeze.stages)):
+                freezing.check_form(rules)
+        except UserError as error:
+            raise UserError(f"{name}: {row}: {error}") from error
+    for line in plan.overridden(study, options):
+        say(line)
+    return study
+
+
 def tell_finished(name: str, planned: list[Run], known: Collection[str]) -> None:
     """Say how many runs of a study were found finished, where others are left to do."""
     done = sum(run.identity in known for run in planned)
@@ -137,13 +165,14 @@ def tell_finished(name: str, planned: list[Run], known: Collection[str]) -> None
 
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
-    study = studies.load(name)
+    study = load(name, options)
     known = finished(places.results)
     planned = plan_runs(study, options, places, known)
     everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
     names = [(run.freeze.name, run.variant) for run in planned]
     searches = {run.freeze.name: plan.heading(run)["search"] for run in planned}
-    checked = _look(everything, places, estimate=set(map(_shape, planned)), timing=choice.needed(planned))
+    asked = set(map(_shape, planned))
+    checked = _look(everything, places, where=name, estimate=asked, timing=choice.needed(planned))
     return [
         {
             **c,
@@ -172,9 +201,9 @@ def _auto(everything: list[Run], checked: Event, places: Places) -> str | None:
 def layers(name: str, options: Options, places: Places) -> list[Event]:
     """Every layer of each configuration of a study, stage by stage; trains and keeps nothing."""
     each: dict[str, Run] = {}  # variants and seeds have the same layers
-    for run in plan_runs(studies.load(name), options, places):
+    for run in plan_runs(load(name, options), options, places):
         each.setdefault(run.freeze.name, run)
-    found = _look(list(each.values()), places, layers=True)["configurations"]
+    found = _look(list(each.values()), places, where=name, layers=True)["configurations"]
     return [c for c in found if not options.only or c["freeze"] in options.only]
 
 
@@ -224,13 +253,15 @@ def preflight(
     planned: list[Run],
     places: Places,
     *,
+    where: str = "",
     timing: bool = False,
     estimate: Collection[str] = (),
     layers: bool = False,
 ) -> Event:
     """Check every name and rule on models with random weights; returns what was found, raises UserError.
 
-    `timing`: candidates are to be timed for what is `auto`, so it is found what that takes, and all training.
+    `where`: what a person called the study. `timing`: candidates are to be timed for what is `auto`, so it is found
+    what that takes, and all training.
     `estimate`: configurations with their variants of which a few steps are timed at once.
     """
     found: Event = {}
@@ -238,6 +269,7 @@ def preflight(
     number = Counter(run.configuration for run in planned)
     job = {
         "action": "preflight",
+        "where": where or planned[0].study,
         "runs": [plan.plain(run) for run in distinct.values()],
         "counts": [number[configuration] for configuration in distinct],
         "cells": len(choice.lacking(planned, [], "mixed_bfloat16")) if timing else 0,
@@ -656,26 +688,51 @@ def export_models(configurations: Collection[str], places: Places) -> bool:
     return not failures
 
 
-def infer_models(
-    models: set[str] | None,
-    places: Places,
-    *,
-    names: Iterable[str] = (),
-    batch_sizes: Iterable[int] = BATCH_SIZES,
-    fresh: bool = False,
-) -> bool:
-    """Measure the newest version of published models on every runtime and device; True when no cell failed."""
-    chosen = {name: lookup(runtimes.RUNTIMES, name, "runtime") for name in names or runtimes.RUNTIMES}
-    cells = [(name, device) for name, runtime in chosen.items() for device in runtime.devices]
+def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *, fresh: bool = False) -> bool:
+    """Measure the newest version of published models in the ways that are asked for; True when no cell failed."""
+    told = [] if fresh else records.read(places.results)
+    ways = matrix.ways(asked)
     failures = 0
-    with Progress(len(cells), "runtimes", left=False) as progress:
-        for name, device in cells:
-            progress.show(f"measuring {name} on {device}")
-            found = exporting.manifests(places.exports, chosen[name].kind)
+    with Progress(len(ways), "runtimes", left=False) as progress, TestImages(places) as tests:
+        for way in ways:
+            progress.show(f"measuring {way.label}")
+            found = exporting.manifests(places.exports, runtimes.RUNTIMES[way.runtime].kind)
             entries = [m for m in found if models is None or m["name"] in models]
-            failures += _infer(name, device, entries, list(batch_sizes), places, fresh)
-            progress.show(f"measured {name} on {device}", advance=1)
+            entries = [m for m in entries if matrix.published(way, places.exports, m)]
+            wanted = {m["name"]: matrix.missing(way, m, told) for m in entries}
+            for group in matrix.groups([m for m in entries if wanted[m["name"]]]):
+                failures += _infer(way, group, wanted, places, asked, tests)
+            progress.show(f"measured {way.label}", advance=1)
     return not failures
+
+
+class TestImages:
+    """The test images of models in files, made once for all children of a command and removed at its end."""
+
+    __test__ = False  # for pytest, which takes every class of this name for tests
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.paths: dict[str, str] = {}
+
+    def __enter__(self) -> "TestImages":
+        self.folder = tempfile.TemporaryDirectory(prefix=".test-images-", dir=self.places.results)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.folder.cleanup()
+
+    def of(self, manifests: list[Event]) -> dict[str, str]:
+        """The file of each model."""
+        wanted = {m["name"]: json.dumps([m["data"], m["limit"]]) for m in manifests}
+        made = []
+        for what in set(wanted.values()) - self.paths.keys():
+            self.paths[what] = str(Path(self.folder.name) / f"{len(self.paths)}.npz")
+            data, limit = json.loads(what)
+            made.append({"data": data, "limit": limit, "path": self.paths[what]})
+        if made:
+            spawn({"action": "test_images", "tests": made}, self.places, "logs/test-images.txt", lambda event: None)
+        return {name: self.paths[what] for name, what in wanted.items()}
 
 
 def _same_run(a: Event, b: Event) -> bool:
@@ -687,47 +744,74 @@ def _quick(record: Event) -> bool:
     return bool(record["limit"] or record["epochs_cap"])
 
 
-def _infer(runtime: str, device: str, entries: list[Event], sizes: list[int], places: Places, fresh: bool) -> int:
-    """Measure what is not measured yet on one runtime and device; the number of failed cells."""
-    reason = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
-    done = set() if fresh else _measured(places.results, runtime, device, skipped=reason)
+def _infer(
+    way: matrix.Way,
+    group: list[Event],
+    wanted: dict[str, list[matrix.Cell]],
+    places: Places,
+    asked: matrix.Asked,
+    tests: TestImages,
+) -> int:
+    """Measure models with equal graphs in one way: all cells of the first, which the others share; the failed ones.
 
-    def missing(manifests: list[Event], finished: set[Any]) -> list[Event]:
-        return [m for m in manifests if any((m["run"], m["run_time"], size) not in finished for size in sizes)]
-
-    todo = missing(entries, done)
+    When the child dies, the model at which it did has failed, and what is left is measured in another.
+    """
     before = len(records.read(places.results))
-    while todo and not reason:
-        job = {"action": "infer", "runtime": runtime, "device": device, "manifests": todo, "batch_sizes": sizes}
+    if way.reason:
+        _record_unmeasured(group, way, wanted, "skipped", way.reason, places)
+        return 0
+    cells = [cell for cell in way.cells if any(cell in wanted[m["name"]] for m in group)]
+    while group:
+        told = len(records.read(places.results))
         try:
-            spawn(job, places, f"logs/infer-{runtime}-{device}.txt", lambda event: None)
-            todo = []
-        except children.Died as error:  # the model at which it died has failed, those after it are still to do
-            told = {(r["run"], r["run_time"]) for r in records.read(places.results)[before:]}
-            todo = [m for m in todo if (m["run"], m["run_time"]) not in told]
-            _record_unmeasured(todo[:1], runtime, device, sizes, "failed", str(error), places)
-            todo = todo[1:]
-    _record_unmeasured(todo, runtime, device, sizes, "skipped", str(reason), places)
+            _measure(way, group, cells, places, asked, tests)
+        except children.Died as error:
+            dead = _unrecorded(group, places, told)[:1]
+            _record_unmeasured(dead, way, {m["name"]: cells for m in dead}, "failed", str(error), places)
+        group = _unrecorded(group, places, told)
     return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
 
 
+def _measure(
+    way: matrix.Way,
+    group: list[Event],
+    cells: list[matrix.Cell],
+    places: Places,
+    asked: matrix.Asked,
+    tests: TestImages,
+) -> None:
+    """One child that measures the first of some models, and how well the others do."""
+    name = "-".join([way.runtime, way.how.variant, way.how.device, way.profile])
+    job = {
+        "manifests": group,
+        "tests": tests.of(group),
+        "runtime": way.runtime,
+        "how": plan.plain(way.how),
+        "cells": cells,
+        "profile": way.profile,
+        "latency_bound": asked.latency_bound,
+        "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
+    }
+    spawn(job, places, f"logs/infer-{name}.txt", lambda event: None, module="frostline.measuring")
+
+
+def _unrecorded(group: list[Event], places: Places, before: int) -> list[Event]:
+    told = {(r["run"], r["run_time"]) for r in records.read(places.results)[before:]}
+    return [m for m in group if (m["run"], m["run_time"]) not in told]
+
+
 def _record_unmeasured(
-    manifests: list[Event], runtime: str, device: str, sizes: list[int], outcome: str, reason: str, places: Places
+    manifests: list[Event],
+    way: matrix.Way,
+    cells: dict[str, list[matrix.Cell]],
+    outcome: str,
+    reason: str,
+    places: Places,
 ) -> None:
     for manifest in manifests:
-        for row in inference.unmeasured(manifest, runtime, device, sizes, outcome, reason):
+        subject = inference.Subject(manifest, places.exports, way.runtime, way.how)
+        for row in inference.unmeasured(subject, cells[manifest["name"]], rules.PROFILES[way.profile], outcome, reason):
             records.append(places.results, {**row, "time": records.now()})
-
-
-def _measured(results: Path, runtime: str, device: str, skipped: str | None) -> set[tuple[str, str, int]]:
-    """(run, its time, batch size) of the cells that need not be measured again: the newest record decides."""
-    newest: dict[tuple[str, str, int], Event] = {}
-    for r in records.read(results):
-        if r["kind"] == "infer" and (r["runtime"], r["device"]) == (runtime, device):
-            newest[r["run"], r["run_time"], r["batch_size"]] = r
-    return {
-        key for key, r in newest.items() if r["outcome"] == "ok" or (r["outcome"], r["reason"]) == ("skipped", skipped)
-    }
 
 
 # -- the way to the children ---------------------------------------------------------------------------
@@ -739,6 +823,7 @@ def spawn(
     log: str,
     on_event: Callable[[Event], None],
     deadline: Callable[[], float | None] = lambda: None,
+    module: str = "frostline.jobs",
 ) -> None:
     """Run a job in a child whose output goes to `log` in the results folder.
 
@@ -756,7 +841,7 @@ def spawn(
     where = {"results": str(places.results), "exports": str(places.exports), "spawned": time.time()}
     job = {**job, **where, "data_dir": str(places.data_dir) if places.data_dir else None}
     try:
-        children.run("frostline.jobs", job, log=path, on_event=handle, deadline=deadline)
+        children.run(module, job, log=path, on_event=handle, deadline=deadline)
     except children.Died as error:
         if not mistakes:
             raise children.Died(f"{error} (see {path})") from error

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,14 @@ from frostline import (
     features,
     freezing,
     frontier,
-    inference,
     machine,
     models,
     plan,
     prefix,
     records,
-    runtimes,
     search,
     training,
+    trunk,
 )
 from frostline.errors import UserError
 from frostline.plan import Run
@@ -50,6 +49,7 @@ Emit = Callable[..., None]
 Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 PARITY_IMAGES = 32
 SMALL_BATCH = 8  # images a step of the look at how long all training takes
+XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
@@ -92,11 +92,14 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
         shelf.new |= set(job["computed"])
         if _lie_apart(job):
             shelf.new |= _compute_all(job, emit)
-        for run, setting in zip(_runs(job), job["settings"], strict=True):
+        left = list(zip(_runs(job), job["settings"], strict=True))
+        companies = _companies(left)
+        while left:
+            run, setting = left.pop(0)
             emit("run", run=run.id)
             try:
                 with _output_to(records.run_folder(results, run.id) / "log.txt"):
-                    record = train(run, setting, job, shelf, emit)
+                    record = train(run, setting, job, shelf, companies[run.id], emit)
             except UserError:
                 raise
             except Exception as error:
@@ -107,6 +110,7 @@ def run_here(job: dict[str, Any], emit: Emit) -> None:
             records.append(results, record)
             emit("done", run=run.id, text=_summary(record))
             marked = now
+            shelf.drop_trunks({other.id for other, _ in left})
 
 
 @contextlib.contextmanager
@@ -149,6 +153,7 @@ class Shelf:
         self.memory_bytes = memory_bytes
         self.books: dict[str, features.Features] = {}
         self.load_seconds: dict[str, float] = {}
+        self.trunks: dict[str, tuple[trunk.Kept, list[Run]]] = {}  # and who shares them
         self.new: set[str] = set()  # computed by this process, and used by no run yet
         opened.callback(self.clear)
 
@@ -179,11 +184,28 @@ class Shelf:
 
     def _open(self, key: str) -> None:
         before = time.perf_counter()
-        held = sum(book.nbytes for book in self.books.values() if book.in_memory)
-        if held + features.nbytes(key) > self.memory_bytes:
+        if self.held() + features.nbytes(key) > self.memory_bytes:
             self.clear()
         self.books[key] = features.load(key, memory_bytes=self.memory_bytes)
         self.load_seconds[key] = time.perf_counter() - before
+
+    def held(self) -> int:
+        """Bytes of memory in use."""
+        books = sum(book.nbytes for book in self.books.values() if book.in_memory)
+        return books + sum(kept.nbytes for kept, _ in self.trunks.values())
+
+    def has_room(self, nbytes: int, key: str) -> bool:
+        """Whether so many bytes more fit beside the features `key`; others are closed where they do not."""
+        for other in [k for k in self.books if k != key]:
+            if self.held() + nbytes > self.memory_bytes:
+                self.books.pop(other).close()
+        return self.held() + nbytes <= self.memory_bytes
+
+    def drop_trunks(self, left: Collection[str]) -> None:
+        """Forget trunks that none of the runs left shares."""
+        self.trunks = {
+            k: (kept, runs) for k, (kept, runs) in self.trunks.items() if {run.id for run in runs} & set(left)
+        }
 
 
 @dataclass
@@ -195,9 +217,12 @@ class Used:
     difference: float | None = None
     reused: bool = True
     load_seconds: float = 0.0
+    trunk: dict[str, Any] | None = None
 
 
-def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, emit: Emit) -> dict[str, Any]:
+def train(
+    run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, company: Sequence[Run], emit: Emit
+) -> dict[str, Any]:
     """Train one run and return its record; what it leaves in the run folder is written before."""
     results = Path(job["results"])
     whole = _load(plan.whole(run.data), _data_dir(job), run.limit)
@@ -221,6 +246,11 @@ def train(run: Run, setting: dict[str, Any], job: dict[str, Any], shelf: Shelf, 
         engines=[training.Engine(**engine) for engine in setting["engines"]],
         source=lambda cut: _of_rows(_features(network, cut, run, whole, shelf, used, emit), rows),
         view_source=lambda cut, views: _of_views(network, cut, run, views, shelf, used, emit),
+        sharing=lambda cut, arrays, number: (
+            _shared(network, cut, run, company, arrays, dataset.train, setting["xla"] == "on", shelf, used)
+            if number == 1
+            else None
+        ),
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
     answers = _evaluate(network, dataset, trained)
@@ -278,6 +308,7 @@ def _of_features(used: Used) -> dict[str, Any]:
         "features_difference": used.difference,
         "features_bytes": sum(facts["bytes"] for facts in taken) if taken else None,
         "features": taken,
+        "trunk": used.trunk,
     }
 
 
@@ -321,13 +352,12 @@ def _evaluate(
     network: models.Network, dataset: datasets.Dataset, trained: training.Trained
 ) -> dict[str, tuple[Any, float, float]]:
     """Probabilities, top-1 and loss of every split; one that is another is answered once."""
-    cut = trained.cuts[-1]
     answers: dict[str, tuple[Any, float, float]] = {}
     for name, split in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test)):
         if name == "test" and dataset.test is dataset.validation:
             answers[name] = answers["validation"]
-        elif cut and trained.features:
-            answers[name] = training.evaluate(network, split, cut.suffix, trained.features[name])
+        elif trained.features:
+            answers[name] = training.evaluate(network, split, trained.suffix, trained.features[name])
         else:
             answers[name] = training.evaluate(network, split)
     return answers
@@ -416,6 +446,87 @@ def _prove(need: prefix.Need, images: np.ndarray, rows: tuple[np.ndarray, ...], 
         features.clear([need.key])
         raise
     used.difference = max(difference, used.difference or 0.0)
+
+
+def _companies(runs: Sequence[tuple[Run, dict[str, Any]]]) -> dict[str, list[Run]]:
+    """For each run those of its group, itself included, that train the same network on the same features in the same
+    batches in their first stage, so that they may share a trunk."""
+    found: dict[str, list[Run]] = {}
+    names = [_same_steps(run, setting) for run, setting in runs]
+    for name, (run, _) in zip(names, runs, strict=True):
+        found.setdefault(name, []).append(run)
+    return {run.id: found[name] for name, (run, _) in zip(names, runs, strict=True)}
+
+
+def _same_steps(run: Run, setting: dict[str, Any]) -> str:
+    stage, estimate = run.freeze.stages[0], setting["estimate"]
+    if stage.augment or not estimate or setting["engines"][0]["name"] != "cached":
+        return run.id
+    network = [run.backbone, run.freeze.head, run.inherit_head, run.freeze.weights, run.pretrain_run, run.seed]
+    data = [run.data, run.limit, run.fingerprint, stage.batch_size, stage.batch_norm]
+    return repr([network, data, estimate[0]["boundary"], setting["engines"][0], setting["xla"]])
+
+
+def _shared(
+    network: models.Network,
+    cut: frontier.Cut,
+    run: Run,
+    company: Sequence[Run],
+    arrays: training.Arrays,
+    images: datasets.Split,
+    xla: bool,
+    shelf: Shelf,
+    used: Used,
+) -> training.Shared | None:
+    """The trunk of a run's first stage, where others share it and its answers fit in memory; each run proves it."""
+    own, key = run.freeze.stages[0], next(reversed(used.facts))
+    runs, found = _trunk_of(network, cut.suffix, company)
+    freezing.apply(network.model, network.groups, own)
+    if found is None or run not in runs:
+        return None
+    facts = {"features": key, "seed": run.seed, "batch": own.batch_size, "part": run.data.train_images, "xla": xla}
+    name = trunk.key(found, facts)
+    kept, _ = shelf.trunks.get(name, (None, runs))
+    epochs = max(other.freeze.stages[0].epochs for other in runs)
+    nbytes = trunk.nbytes(found, arrays, epochs)
+    if kept is None and not shelf.has_room(nbytes, key):
+        return None
+    used.trunk = {"boundary": list(found.boundary), "runs": [other.id for other in runs], "bytes": nbytes}
+    used.trunk |= {"reused": kept is not None}
+    shared, kept = trunk.share(kept, found, arrays, images.labels, epochs=epochs, batch_size=own.batch_size, xla=xla)
+    shelf.trunks[name] = (kept, runs)
+
+    def finish(done: int) -> None:
+        shared.finish(done)
+        shown = training.order(len(images.labels), run.seed, 1, 0)
+        try:
+            difference = trunk.verify(network, found, kept, images.images, shown, own.batch_size)
+        except prefix.FeaturesDiffer:
+            del shelf.trunks[name]
+            raise
+        told = {"difference": difference, "seconds": sum(kept.seconds[:done]) + kept.answer_seconds}
+        used.trunk = {**(used.trunk or {}), **told}
+
+    return dataclasses.replace(shared, finish=finish)
+
+
+def _trunk_of(network: models.Network, suffix: Any, company: Sequence[Run]) -> tuple[list[Run], frontier.Cut | None]:
+    """Which runs have a trunk, and the one that all of them have, where that are several; changes the mask."""
+
+    def cut(train: Sequence[str], batch_norm: str) -> tuple[frontier.Cut | None, set[str]]:
+        mask = freezing.apply(network.model, network.groups, Stage(train=tuple(train), batch_norm=batch_norm))
+        return frontier.trunk(suffix), set(mask.trained)
+
+    if len(company) < 2:
+        return [], None
+    mode = company[0].freeze.stages[0].batch_norm
+    rules = dict.fromkeys(run.freeze.stages[0].train for run in company)
+    each = {rule: cut(rule, mode) for rule in rules}
+    runs = [run for run in company if each[run.freeze.stages[0].train][0]]
+    if len(runs) < 2:
+        return runs, None
+    trained = set[str]().union(*(each[run.freeze.stages[0].train][1] for run in runs))
+    return runs, cut([f"only:{name}" for name in sorted(trained)], mode)[0]
 
 
 def _of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Arrays:
@@ -601,13 +712,17 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
         emit("checking", freeze=run.freeze.name)
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
-        network = build(run, dataset)
-        check_weights(run, network)
-        for name in sorted(search.optimizers(run.freeze)):
-            training.optimizer(name, 1e-3)
-        masks, stages = zip(*(_look(network, run, stage, job["layers"]) for stage in run.freeze.stages), strict=True)
-        images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
-        images["pass"] = sum(map(len, _splits(dataset).values()))
+        with _row_named(job["where"], run):
+            network = build(run, dataset)
+            check_weights(run, network)
+            for name in sorted(search.optimizers(run.freeze)):
+                training.optimizer(name, 1e-3)
+            looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+            images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
+            images["pass"] = sum(map(len, _splits(dataset).values()))
+            timed = _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None
+            untimed = None if job["layers"] else _estimate(network, run, images, "off", None)
+        masks, stages = zip(*looked, strict=True)
         mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
         looks.append((mask.trainable_params, run, stage, images))
         found.append(
@@ -619,8 +734,8 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "estimate": _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None,
-                "untimed": _estimate(network, run, images, "off", None),
+                "estimate": timed,
+                "untimed": untimed,
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
@@ -660,20 +775,40 @@ def _effort(
     }
 
 
-def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
-    """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
+@contextlib.contextmanager
+def _row_named(where: str, run: Run) -> Iterator[None]:
+    """Say in which row of which study a mistake is."""
+    try:
+        yield
+    except UserError as error:
+        row = "[pretrain]" if run.freeze.name == plan.PRETRAIN else f"[[freeze]] {run.freeze.name!r}"
+        raise UserError(f"{where}: {row}: {error}") from error
+
+
+def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) -> tuple[freezing.Mask, dict[str, Any]]:
+    """What a stage would train and where its frontier lies; raises UserError.
+
+    Where `layers` are asked for, a rule that matches nothing is a `problem`, told beside the layers there are.
+    """
     training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
     if stage.frontier != "exact" and run.engine == "plain":
-        raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
-    mask = freezing.apply(network.model, network.groups, stage)
+        raise UserError(f'frontier = "{stage.frontier}" needs features; give engine = "auto"')
+    problem = None
+    try:
+        mask = freezing.apply(network.model, network.groups, stage)
+    except UserError as error:
+        if not job["layers"]:
+            raise UserError(f"{error}; all layers: frostline layers {job['where']} --only {run.freeze.name}") from error
+        problem = f"{run.freeze.name}: {error}"
+        mask = freezing.apply(network.model, network.groups, dataclasses.replace(stage, train=("all",)))
     cut = frontier.split(network.model, mode=stage.frontier)
     told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
     told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views}
-    if listed:
+    if job["layers"]:
         below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
         layers = freezing.layers(network.model, network.groups)
         told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
-        told["frontier_mode"] = cut.mode
+        told |= {"frontier_mode": cut.mode, "problem": problem}
     return mask, told
 
 
@@ -712,7 +847,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         off = found.get((precision, "off", number), [])
         told = _hopeless(found, precision, runs)
         if not told and xla == "on":
-            told = _not_worth_xla(off, runs[number], job, job["counts"][number])
+            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed(found, number))
         if told:
             emit("cell", skipped=told)
         else:
@@ -735,13 +870,33 @@ def _hopeless(found: Costs, precision: str, runs: list[Run]) -> str:
     return ""
 
 
-def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None) -> str:
-    """Why XLA is not tried for training on features, given the costs without it; empty where it is to be tried.
+def _slowed(found: Costs, number: int) -> str:
+    """That XLA makes a configuration much slower in some precision; empty where it was not found to."""
+    off = {precision: stages for (precision, xla, row), stages in found.items() if (xla, row) == ("off", number)}
+    told = (
+        _slowed_by_xla(stages, found.get((precision, "on", number), []), precision) for precision, stages in off.items()
+    )
+    return next(filter(None, told), "")
+
+
+def _slowed_by_xla(off: list[dict[str, Any]], on: list[dict[str, Any]], precision: str) -> str:
+    """That XLA makes a configuration much slower, given its costs without and with it; empty where it does not."""
+    times = sum(cost["seconds"] for cost in on) / (sum(cost["seconds"] for cost in off) or math.inf)
+    return f"XLA makes it {times:.1f} times slower in {precision}" if times > XLA_SLOWS else ""
+
+
+def _not_worth_xla(
+    off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None, slower: str = ""
+) -> str:
+    """Why XLA is not tried, given the costs of training on features without it, or `slower` from another precision;
+    empty where it is to be tried.
 
     `count` is the number of runs, None where one of them asks for XLA.
     """
-    if count is None or device.kind() == "gpu" or {cost["engine"] for cost in off} != {"cached"}:
+    if count is None or device.kind() == "gpu":
         return ""
+    if slower or {cost["engine"] for cost in off} != {"cached"}:
+        return slower
     images = _shape(run, job)["images"]["train"]
     counts = [stage.epochs * math.ceil(images / stage.batch_size) for stage in run.freeze.stages]
     seconds = count * sum(cost["step_seconds"] * n for cost, n in zip(off, counts, strict=True))
@@ -829,39 +984,11 @@ def _publish(
     )
 
 
-def infer(job: dict[str, Any], emit: Emit) -> None:
-    """Measure models on one runtime and device; of models with equal graphs one is timed, the others share figures."""
-    results, exports = Path(job["results"]), Path(job["exports"])
-    device.configure("float32")
-    runtime, on = job["runtime"], job["device"]
-    timed: dict[str, list[dict[str, Any]]] = {}
-    for manifest in job["manifests"]:
-        emit("measuring", model=manifest["name"])
-        data = plan.restore(datasets.Data, manifest["data"])
-        test = datasets.load(data, data_dir=_data_dir(job), limit=manifest["limit"]).test
-        folder = exports / manifest["kind"] / manifest["name"] / str(manifest["version"])
-        shared = timed.get(manifest["graph"])
-        if shared is None:
-            rows = []
-            without = on == "gpu" and runtimes.RUNTIMES[runtime].hold is not None
-            for host_copies in (True, False)[: 1 + without]:
-                rows += inference.measure(
-                    manifest,
-                    folder,
-                    runtime,
-                    on,
-                    batch_sizes=job["batch_sizes"],
-                    images=test.images,
-                    labels=test.labels,
-                    host_copies=host_copies,
-                )
-            if all(row["outcome"] == "ok" for row in rows):
-                timed[manifest["graph"]] = rows
-        else:
-            own = inference.accuracy(manifest, folder, runtime, on, images=test.images, labels=test.labels)
-            rows = [inference.share(row, own) for row in shared]
-        for row in rows:
-            records.append(results, {**row, "time": records.now(), "machine": machine.facts()})
+def test_images(job: dict[str, Any], emit: Emit) -> None:
+    """Leave the test images and labels of some data in files, for children that are to load nothing else."""
+    for test in job["tests"]:
+        split = _load(plan.restore(Data, test["data"]), _data_dir(job), test["limit"]).test
+        np.savez(test["path"], images=split.images, labels=split.labels)
 
 
 JOBS = {
@@ -870,7 +997,7 @@ JOBS = {
     "preflight": preflight,
     "steps": steps,
     "export": export,
-    "infer": infer,
+    "test_images": test_images,
 }
 
 if __name__ == "__main__":

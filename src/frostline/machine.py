@@ -10,7 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("frostline", "tensorflow", "keras", "numpy", "onnx", "tf2onnx", "onnxruntime", "onnxruntime-gpu")
+LIBRARIES = (
+    "frostline",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "onnx",
+    "tf2onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "mlcommons-loadgen",
+)
 
 
 def facts() -> dict[str, Any]:

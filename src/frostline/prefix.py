@@ -54,7 +54,7 @@ class Need:
 def need(network: Network, cut: Cut, data: Mapping[str, Any]) -> Need:
     """The features that a cut of a network calls for on the images that `data` identifies."""
     assert cut.prefix is not None
-    layers = {layer.name: _digest(layer) for layer in cut.prefix.layers}
+    layers = {layer.name: digest(layer) for layer in cut.prefix.layers}
     versions = {name: machine.versions()[name] for name in ("tensorflow", "keras")}
     graph = graphs.without(cut.prefix.get_config(), "trainable")
     parts = {"layers": layers, "graph": graph, "boundary": cut.boundary, "data": data}
@@ -107,12 +107,19 @@ def forward(need: Need, sample: np.ndarray) -> Callable[[Images], tuple[np.ndarr
 def verify(need: Need, images: np.ndarray, rows: tuple[np.ndarray, ...]) -> float:
     """Largest difference between features and those the whole network computes in float32 TensorFlow for the same
     images, relative to the largest of them; raises FeaturesDiffer above the tolerance of the network's precision."""
-    worst = _largest_difference(rows, _call(_whole(need), images))
-    tolerance = TOLERANCE[_precision(need.network)]
+    return compare(need.network, need.cut.boundary, rows, _call(_whole(need), images))
+
+
+def compare(
+    network: Network, boundary: Sequence[str], rows: Sequence[np.ndarray], right: Sequence[np.ndarray]
+) -> float:
+    """Largest difference between what is kept of some layers and what is right; raises FeaturesDiffer as `verify`."""
+    worst = _largest_difference(rows, right)
+    tolerance = TOLERANCE[_precision(network)]
     if not worst <= tolerance:
         raise FeaturesDiffer(
-            f"features at {', '.join(need.cut.boundary)} differ by {worst:.2g} of the largest from those of the whole "
-            f"network, more than {tolerance:g}"
+            f"features at {', '.join(boundary)} differ by {worst:.2g} of the largest from those of the whole network, "
+            f"more than {tolerance:g}"
         )
     return worst
 
@@ -143,12 +150,13 @@ def images_per_call(size: int) -> int:
 # -- identity ------------------------------------------------------------------------------------------
 
 
-def _digest(layer: Any) -> str:
+def digest(layer: Any) -> str:
+    """SHA-256 of a layer's class, configuration and weights, whether it trains aside."""
     what = [type(layer).__name__, graphs.without(layer.get_config(), "trainable")]
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
+    found = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for weight in layer.weights:
-        digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
-    return digest.hexdigest()
+        found.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return found.hexdigest()
 
 
 def _precision(network: Network) -> str:
@@ -329,7 +337,7 @@ def _accurate(highest: Need, model: Any, images: np.ndarray) -> tuple[Program, s
 
 def _exact(highest: Need, model: Any) -> Any:
     """A model of the network's inner tensors in float32, made of Keras's own layers."""
-    return _part(models.standard(highest.network.model), [x._keras_history.operation.name for x in model.outputs])
+    return part(models.standard(highest.network.model), [x._keras_history.operation.name for x in model.outputs])
 
 
 def _fastest(highest: Need, model: Any, known: tuple[Program, str], images: Images, total: int) -> tuple[Program, str]:
@@ -379,11 +387,11 @@ def _whole(need: Need) -> Program:
     if key not in _kept:
         exact = network.model if precision == "float32" else models.standard(network.model)
         _kept.clear()
-        _kept[key] = _program(_part(exact, need.cut.boundary), False)
+        _kept[key] = _program(part(exact, need.cut.boundary), False)
     return _kept[key]
 
 
-def _part(model: Any, names: Sequence[str]) -> Any:
+def part(model: Any, names: Sequence[str]) -> Any:
     """The model up to the outputs of the operations called so; what is none of them is its input."""
     import keras
 

@@ -27,7 +27,9 @@ class NotFinite(Exception):
 class Trained:
     """What training did: one history entry per epoch, one mask and proof per stage, seconds as the design defines.
 
-    `spared_seconds` are those of compiling that a run before had for this one: `first_step_seconds` has them too.
+    `spared_seconds` are those of compiling, and of a trunk, that a run before had for this one: `first_step_seconds`
+    and the epochs have them too. `features` are those of the last stage, None with the plain engine, and `suffix` is
+    what answers on them.
     `augment_seconds` were spent on views of training images while epochs ran, beside the steps of the plain engine;
     None where none was made.
     """
@@ -42,6 +44,7 @@ class Trained:
     restored_epochs: list[int | None]
     cuts: list[frontier.Cut | None]
     features: "Arrays | None"
+    suffix: Any
     spared_seconds: float
     augment_seconds: float | None = None
 
@@ -59,6 +62,28 @@ Source = Callable[[frontier.Cut], Arrays]  # gives the features of a cached stag
 ViewSource = Callable[[frontier.Cut, augment.Views], cached.OfViews]  # gives those of its augmented training images
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A trunk whose answers several runs are trained on: `rest` is the network above it.
+
+    `features` are its answers in inference mode; `show(epoch, order)` has those of an epoch ready and returns the
+    seconds that were spared by finding them, `of_epochs` gives them by their numbers: e * N + i for image i in epoch
+    e. `finish(epochs)` leaves the random generators as so many epochs of training alone do. `spared_seconds` of
+    compiling and answering fell to another run, `compile_seconds` count whoever had them.
+    """
+
+    rest: Any
+    features: Arrays
+    of_epochs: cached.OfViews
+    show: Callable[[int, Any], float]
+    finish: Callable[[int], None]
+    compile_seconds: float
+    spared_seconds: float
+
+
+Sharing = Callable[[frontier.Cut, Arrays, int], Shared | None]  # gives the trunk of a stage, by its number
+
+
 @dataclass
 class Clock:
     """Seconds of steps and epochs as Keras's callbacks mark them; validation lies outside an epoch."""
@@ -71,14 +96,21 @@ class Clock:
     step_started: float = 0.0
     compiling_in_epoch: list[float] = field(default_factory=list)
     steps_in_epoch: int = 0
+    spared_in_epoch: float = 0.0
+    spared_seconds: float = 0.0
 
     def epoch_begins(self) -> None:
-        self.compiling_in_epoch, self.steps_in_epoch = [], 0
+        self.compiling_in_epoch, self.steps_in_epoch, self.spared_in_epoch = [], 0, 0.0
         self.epoch_started = self.read()
 
     def compiled(self, seconds: float) -> None:
         """Tracing and compiling that happened outside an epoch."""
         self.compiling.append(seconds)
+
+    def spare(self, seconds: float) -> None:
+        """What another run did for this one in an epoch, which counts as if this one had done it."""
+        self.spared_in_epoch += seconds
+        self.spared_seconds += seconds
 
     def step_begins(self) -> None:
         self.step_started = self.read()
@@ -96,7 +128,7 @@ class Clock:
 
         Where the steps were not marked one by one, `steps` says how many there were.
         """
-        seconds = self.read() - self.epoch_started - sum(self.compiling_in_epoch)
+        seconds = self.read() - self.epoch_started - sum(self.compiling_in_epoch) + self.spared_in_epoch
         if not self.steps_in_epoch:
             self.steps_in_epoch = steps
             self.steps.append(seconds / steps)
@@ -136,6 +168,7 @@ def train(
     engines: Sequence[Engine] = (),
     source: Source | None = None,
     view_source: ViewSource | None = None,
+    sharing: Sharing = lambda cut, features, number: None,
     report: Report = lambda **event: None,
     read: Callable[[], float] = time.perf_counter,
 ) -> Trained:
@@ -155,16 +188,24 @@ def train(
         lesson = _Lesson(stage, number, seed, train, validation, views)
         cut = _cut(network, stage, engines[number - 1]) if engines else None
         features, of_views = _features(cut, views, source, view_source) if cut else (None, None)
+        shared = sharing(cut, features, number) if cut and features and not views else None
         model = cut.suffix if cut else network.model
+        if shared:
+            model, features, of_views = shared.rest, shared.features, shared.of_epochs
+            clock.compiled(shared.compile_seconds)
+            spared += shared.spared_seconds
         compile_model(model, stage, xla, network.head.label_smoothing)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
         if features:
-            compiling, ready = _fit_cached(model, features, of_views, lesson, callbacks, read)
+            ordered = _ordered(lesson, shared, clock)
+            compiling, ready = _fit_cached(model, features, of_views, lesson, ordered, callbacks, read)
             clock.compiled(compiling)
             spared += compiling if ready else 0.0
         else:
             _fit_plain(model, lesson, callbacks)
+        if shared:
+            shared.finish(sum(entry["stage"] == number for entry in history))
         restored.append(_restored_epoch(stopper))
         proofs.append(freezing.prove(before, freezing.frozen_digests(network.model, mask)))
         masks.append(mask)
@@ -179,7 +220,8 @@ def train(
         restored_epochs=restored,
         cuts=cuts,
         features=features,
-        spared_seconds=spared,
+        suffix=model if features else None,
+        spared_seconds=spared + clock.spared_seconds,
         augment_seconds=sum(shown) or None,
     )
 
@@ -198,6 +240,19 @@ def _features(
     """What the suffix is trained on: features of the images and, where there are views, what gives theirs."""
     assert source and (view_source or not views)
     return source(cut), view_source(cut, views) if views and view_source else None
+
+
+def _ordered(lesson: _Lesson, shared: Shared | None, clock: Clock) -> Callable[[int], Any]:
+    """Gives what an epoch shows: numbers of a trunk's answers, which are ready then, where there is a trunk."""
+
+    def numbers(epoch: int) -> Any:
+        order = lesson.rows(epoch)
+        if shared is None:
+            return order
+        clock.spare(shared.show(epoch, order))
+        return epoch * len(order) + order
+
+    return numbers
 
 
 def _seconds(clock: Clock) -> dict[str, Any]:
@@ -229,6 +284,7 @@ def _fit_cached(
     features: Arrays,
     of_views: cached.OfViews | None,
     lesson: _Lesson,
+    ordered: Callable[[int], Any],
     callbacks: list[Any],
     read: Callable[[], float],
 ) -> tuple[float, bool]:
@@ -240,7 +296,7 @@ def _fit_cached(
         epochs=lesson.stage.epochs,
         batch_size=lesson.stage.batch_size,
         evaluation_batch=EVALUATION_BATCH,
-        order=lesson.rows,
+        order=ordered,
         callbacks=callbacks,
         read=read,
     )

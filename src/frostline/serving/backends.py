@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from frostline.children import Died
 from frostline.errors import UserError, lookup
@@ -142,13 +143,18 @@ def running(
         line = [*kept, f"--model_config_file={folder / 'models.config'}"]
         started = command(backend, line, "127.0.0.1", port, rest_port, [*found.values()])
         with log.open("wb") as out:
-            child = subprocess.Popen(started, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
+            child = _start(started, stdout=out, stderr=out, start_new_session=True)
         rest = f"http://127.0.0.1:{rest_port}"
         try:
             _wait(child, rest, list(found), log)
             yield Server(f"127.0.0.1:{port}", rest, backend, child.pid)
         finally:
             _end(child)
+
+
+def _start(line: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
+    return subprocess.Popen(line, stdin=subprocess.PIPE, env=quiet, **options)
 
 
 def _free_ports(number: int) -> list[int]:
@@ -207,7 +213,7 @@ def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -
 
 
 def _foreground(started: list[str]) -> int:
-    child = subprocess.Popen(started, stdin=subprocess.PIPE, env={"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ})
+    child = _start(started)
     try:
         return child.wait()
     except KeyboardInterrupt:

@@ -92,19 +92,19 @@ def _size(batch: Sequence[Task]) -> int:
 class Scheduler:
     """All queues of a server, and the few batches that run at once; lives in one event loop."""
 
-    def __init__(self, threads: int, on_batch: Callable[[int], None] = lambda size: None) -> None:
+    def __init__(self, threads: int) -> None:
         self._free = threads
         self._queues: dict[Any, Queue] = {}
-        self._on_batch = on_batch
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, key: Any, limits: Parameters, run: Run, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Run together with others of the same key; raises Refused where the queue is full or the request too large."""
-        queue = self._queues.setdefault(key, Queue(limits, run))
+        queue = self._queues.get(key) or Queue(limits, run)
         size = _batch_size(feeds)
         if size > limits.max_batch_size:
             raise invalid(f"Task size {size} is larger than maximum input batch size {limits.max_batch_size}")
         parts = _parts(queue, size)
+        self._queues[key] = queue
         loop = asyncio.get_running_loop()
         now, answers, start = time.monotonic(), [], 0
         for part in parts:
@@ -130,6 +130,7 @@ class Scheduler:
                 return
             batch = queue.batches.popleft()
             if not queue.batches:
+                del self._queues[key]  # nobody waits in it; a version that is unloaded leaves nothing behind
                 queue.batches.append([])
             self._free -= 1
             work = asyncio.get_running_loop().create_task(self._process(queue, batch))
@@ -142,7 +143,6 @@ class Scheduler:
             if batch:
                 feeds = _merge(queue.limits, batch)
                 outputs = await queue.run(feeds)
-                self._on_batch(len(next(iter(feeds.values()))))
                 _share(batch, outputs, len(next(iter(feeds.values()))))
         except Exception as error:
             for task in batch:
@@ -153,15 +153,13 @@ class Scheduler:
             for key in [*self._queues]:
                 self._advance(key)
 
-    def forget(self, belongs: Callable[[Any], bool]) -> None:
-        """Drop the queues of a version that is unloaded; nobody waits in them."""
-        self._queues = {key: queue for key, queue in self._queues.items() if not belongs(key)}
-
 
 def _batch_size(feeds: Mapping[str, np.ndarray]) -> int:
     if any(not array.ndim for array in feeds.values()):
         raise invalid("Batching Run() input tensors must have at least one dimension")
     sizes = {len(array) for array in feeds.values()}
+    if sizes == {0}:
+        raise invalid("Batching Run() input tensors must have at least one row")
     if len(sizes) != 1:
         raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
     return sizes.pop()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,8 +33,8 @@ class Core:
     flags: Flags
     models: Models
     threads: ThreadPoolExecutor
-    batches: batching.Scheduler | None = None
-    limits: dict[tuple[str, int], batching.Parameters] = field(default_factory=dict)
+    batches: batching.Scheduler | None
+    limits: dict[int, batching.Parameters] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
     waiting: int = 0
 
@@ -42,8 +43,7 @@ def make(flags: Flags) -> Core:
     """A server without models; raises UserError where a file that a flag names is wrong."""
     usual = batching.Parameters()
     if flags.batching_parameters_file:
-        path = Path(flags.batching_parameters_file)
-        usual = batching.parameters(protos.read(path, protos.BatchingParameters))
+        usual = batching.parameters(protos.read(Path(flags.batching_parameters_file), protos.BatchingParameters))
 
     def load(name: str, version: int, path: Path) -> Servable:
         limits = usual
@@ -52,13 +52,16 @@ def make(flags: Flags) -> Core:
         servable = servables.load(name, version, path, flags)
         if flags.enable_model_warmup:
             warmup.replay(servable, flags)
-        core.limits[name, version] = limits
+        core.limits[id(servable)] = limits
         return servable
 
+    def close(servable: Servable) -> None:
+        core.limits.pop(id(servable), None)
+        servables.close(servable)
+
     threads = ThreadPoolExecutor(flags.grpc_max_threads, thread_name_prefix="request")
-    core = Core(flags, Models(load, flags), threads)
-    if flags.enable_batching:
-        core.batches = batching.Scheduler(usual.threads)
+    scheduler = batching.Scheduler(usual.threads) if flags.enable_batching else None
+    core = Core(flags, Models(load, close, flags), threads, scheduler)
     return core
 
 
@@ -77,21 +80,19 @@ async def run(
     core: Core, servable: Servable, feeds: dict[str, np.ndarray], fetches: dict[str, str]
 ) -> dict[str, np.ndarray]:
     """Arrays by alias, from a batch with other requests where batching is on; raises Refused or TensorFlow's errors."""
-    names = list(fetches.values())
+    names = tuple(fetches.values())
+
+    def now(feeds: dict[str, np.ndarray]) -> Awaitable[list[np.ndarray]]:
+        return in_thread(core, servables.run, servable, feeds, names)
+
     begun = time.perf_counter()
-    if core.batches is None:
-        outputs = await in_thread(core, servables.run, servable, feeds, names)
+    if core.batches:
+        key = (id(servable), *sorted(feeds), *names)
+        outputs = await core.batches.submit(key, core.limits[id(servable)], now, feeds)
     else:
-        limits = core.limits[servable.name, servable.version]
-
-        def together(merged: dict[str, np.ndarray]) -> Awaitable[list[np.ndarray]]:
-            return in_thread(core, servables.run, servable, merged, names)
-
-        key = (id(servable), tuple(sorted(feeds)), tuple(names))
-        outputs = await core.batches.submit(key, limits, together, feeds)
-    seconds = time.perf_counter() - begun
+        outputs = await now(feeds)
     labels = {"model_name": servable.name, "API": "Predict", "runtime": "TF1"}
-    metrics.observe(core.metrics, ":tensorflow:serving:runtime_latency", seconds, **labels)
+    metrics.observe(core.metrics, ":tensorflow:serving:runtime_latency", time.perf_counter() - begun, **labels)
     return dict(zip(fetches, outputs, strict=True))
 
 
@@ -105,32 +106,24 @@ async def counted(core: Core, model: str, api: str, entrypoint: str, work: Await
         code = ended.code
         raise ended from error
     finally:
-        known = model if model in core.models.models else ""  # names are for anybody to send
-        seconds = time.perf_counter() - begun
+        known = model if model in core.models.models else ""  # anybody may send names
+        seconds, labels = time.perf_counter() - begun, {"model_name": known, "API": api, "entrypoint": entrypoint}
         metrics.count(core.metrics, ":tensorflow:serving:request_count", model_name=known, status=code)
-        metrics.observe(
-            core.metrics,
-            ":tensorflow:serving:request_latency",
-            seconds,
-            model_name=known,
-            API=api,
-            entrypoint=entrypoint,
-        )
+        metrics.observe(core.metrics, ":tensorflow:serving:request_latency", seconds, **labels)
 
 
-# -- the calls of PredictionService ----------------------------------------------------------------------
+# -- the calls of PredictionService, which write their answer into `response` ------------------------------
 
 
-async def predict_(core: Core, request: Any) -> Any:
-    """Answer a PredictRequest."""
+async def _predict(core: Core, request: Any, response: Any) -> None:
     with core.models.borrow(request.model_spec) as servable:
         job = predict.prepare(servable, request)
         outputs = await run(core, servable, job.feeds, job.fetches)
-        return predict.respond(servable, job, list(outputs.values()), core.flags.enable_serialization_as_tensor_content)
+        as_content = core.flags.enable_serialization_as_tensor_content
+        predict.respond(response, servable, job, outputs, as_content)
 
 
-async def examples(core: Core, request: Any, method: str, response: Any) -> Any:
-    """Answer a ClassificationRequest or a RegressionRequest in `response`."""
+async def _examples(core: Core, request: Any, response: Any, *, method: str) -> None:
     with core.models.borrow(request.model_spec) as servable:
         name, check = request.model_spec.signature_name, core.flags.enable_signature_method_name_check
         tensor, fetches = classify.prepare(servable, name, method, check)
@@ -138,30 +131,22 @@ async def examples(core: Core, request: Any, method: str, response: Any) -> Any:
         outputs = await run(core, servable, {tensor: values}, fetches)
         classify.fill(response.result, method, outputs, len(values))
         predict.fill_spec(response.model_spec, servable, name or predict.DEFAULT_SIGNATURE)
-        return response
 
 
-async def multi_inference(core: Core, request: Any) -> Any:
-    """Answer a MultiInferenceRequest: all its signatures in one run."""
-    from tensorflow_serving.apis import inference_pb2
-
+async def _multi_inference(core: Core, request: Any, response: Any) -> None:
     if not request.tasks:
         raise invalid("Inference request must have at least one task.")
-    response = inference_pb2.MultiInferenceResponse()
     with core.models.borrow(request.tasks[0].model_spec) as servable:
-        check = core.flags.enable_signature_method_name_check
-        tensor, fetches = classify.tasks(servable, request.tasks, check)
+        tensor, fetches = classify.tasks(servable, request.tasks, core.flags.enable_signature_method_name_check)
         values = classify.examples(request.input)
-        every = {name: name for task in fetches for name in task.values()}
+        every = {name: name for own in fetches for name in own.values()}
         outputs = await run(core, servable, {tensor: values}, every)
-        for task, wanted in zip(request.tasks, fetches, strict=True):
-            own = {alias: outputs[name] for alias, name in wanted.items()}
-            classify.add_result(response, servable, task, own, len(values))
-        return response
+        for task, own in zip(request.tasks, fetches, strict=True):
+            found = {alias: outputs[name] for alias, name in own.items()}
+            classify.add_result(response, servable, task, found, len(values))
 
 
-async def metadata(core: Core, request: Any) -> Any:
-    """Answer a GetModelMetadataRequest with all signatures."""
+async def _metadata(core: Core, request: Any, response: Any) -> None:
     from tensorflow_serving.apis import get_model_metadata_pb2
 
     if not request.HasField("model_spec"):
@@ -171,41 +156,58 @@ async def metadata(core: Core, request: Any) -> Any:
     for name in request.metadata_field:
         if name != "signature_def":
             raise invalid(f"Metadata field {name} is not supported")
-    response = get_model_metadata_pb2.GetModelMetadataResponse()
     with core.models.borrow(request.model_spec) as servable:
-        found = get_model_metadata_pb2.SignatureDefMap()
-        for name, signature in servable.signatures.items():
-            found.signature_def[name].CopyFrom(signature)
+        found = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signatures)
         predict.fill_spec(response.model_spec, servable)
         response.metadata["signature_def"].Pack(found)
-    return response
 
 
-# -- the calls of ModelService ---------------------------------------------------------------------------
+# -- the calls of ModelService -----------------------------------------------------------------------------
 
 
-async def model_status(core: Core, request: Any) -> Any:
-    """Answer a GetModelStatusRequest: every version there ever was, and why one is not there."""
-    from tensorflow_serving.apis import get_model_status_pb2
-
+async def _status(core: Core, request: Any, response: Any) -> None:
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
-    response = get_model_status_pb2.GetModelStatusResponse()
     for number, version in core.models.states(request.model_spec).items():
-        code, message = (version.error.code, version.error.message) if version.error else ("OK", "")
         entry = response.model_version_status.add(version=number, state=version.state)
-        entry.status.error_code, entry.status.error_message = status.code_number(code), message
-    return response
+        entry.status.error_code = status.CODES.index(version.error.code) if version.error else 0
+        entry.status.error_message = version.error.message if version.error else ""
 
 
-async def reload_config(core: Core, request: Any) -> Any:
-    """Serve the models of a ReloadConfigRequest and no others; answers once the new ones are available."""
-    from tensorflow_serving.apis import model_management_pb2
-
+async def _reload(core: Core, request: Any, response: Any) -> None:
     if request.config.WhichOneof("config") != "model_config_list":
         raise invalid(
             "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "
             "supported"
         )
     await core.models.apply(config.models(request.config))
-    return model_management_pb2.ReloadConfigResponse(status={"error_code": 0})
+    response.status.error_code = 0
+
+
+CALLS: dict[str, Callable[[Core, Any, Any], Awaitable[None]]] = {
+    "Predict": _predict,
+    "Classify": partial(_examples, method=classify.CLASSIFY),
+    "Regress": partial(_examples, method=classify.REGRESS),
+    "MultiInference": _multi_inference,
+    "GetModelMetadata": _metadata,
+    "GetModelStatus": _status,
+    "HandleReloadConfigRequest": _reload,
+}
+
+
+def methods() -> dict[str, Any]:
+    """The descriptors of the calls, which know the service and the messages."""
+    from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
+
+    services = (
+        prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
+        model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+    )
+    return {method.name: method for service in services for method in service.methods if method.name in CALLS}
+
+
+async def answer(core: Core, method: Any, request: Any) -> Any:
+    """The response of one of the `methods` to its request; raises Refused or TensorFlow's errors."""
+    response = method.output_type._concrete_class()
+    await CALLS[method.name](core, request, response)
+    return response

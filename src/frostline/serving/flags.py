@@ -1,9 +1,8 @@
 """TensorFlow Serving's own flags, those that mean something to the embedded server."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from frostline.errors import UserError, nearest
@@ -45,18 +44,8 @@ class Flags:
     tensorflow_inter_op_parallelism: int = 0
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Flags)}
-# Flags of tensorflow_model_server that the embedded server has nothing for.
-ELSEWHERE = frozenset(
-    """
-    allow_version_labels enable_cors_support enable_grpc_healthcheck_service enable_profiler
-    flush_filesystem_caches force_allow_any_version_labels_for_unavailable_models grpc_channel_arguments
-    grpc_max_connection_age_ms mixed_precision num_tflite_interpreters num_tflite_interpreters_per_pool num_tflite_pools
-    num_unload_threads platform_config_file prefer_tflite_model remove_unused_fields_from_bundle_metagraph
-    rest_api_enable_cors_support rest_api_num_threads skip_initialize_tpu ssl_config_file tensorflow_session_config_file
-    thread_pool_factory_config_file total_model_memory_limit_bytes use_alts_credentials use_tflite_model
-    """.split()  # noqa: SIM905
-)
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Flags)}
+TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse(arguments: Sequence[str]) -> Flags:
@@ -64,34 +53,14 @@ def parse(arguments: Sequence[str]) -> Flags:
     given: dict[str, Any] = {}
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or (not equals and not isinstance(_default(name), bool)):
+        if name not in DEFAULTS:
+            raise UserError(
+                f"--{name}: no flag of TensorFlow Serving that the embedded server has; {nearest(name, DEFAULTS)}"
+            )
+        if not argument.startswith("--") or (not equals and not isinstance(DEFAULTS[name], bool)):
             raise UserError(f"{argument}: TensorFlow Serving's flags are written --name=value")
         given[name] = _value(name, value if equals else "true")
     flags = Flags(**given)
-    _check(flags)
-    return flags
-
-
-def _default(name: str) -> Any:
-    if name in ELSEWHERE:
-        raise UserError(f"--{name} is a flag of tensorflow_model_server that the embedded server does not have")
-    if name not in FIELDS:
-        raise UserError(f"unknown flag --{name}; {nearest(name, FIELDS)}")
-    return FIELDS[name].default
-
-
-def _value(name: str, text: str) -> Any:
-    default = _default(name)
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return type(default)(text)
-    except (KeyError, ValueError) as error:
-        kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
-        raise UserError(f"--{name}={text}: expected {kind}") from error
-
-
-def _check(flags: Flags) -> None:
     if flags.batching_parameters_file and not flags.enable_batching:
         raise UserError("--batching_parameters_file supplied without --enable_batching")
     if not flags.model_config_file and not flags.model_base_path:
@@ -99,8 +68,17 @@ def _check(flags: Flags) -> None:
     one = flags.tensorflow_intra_op_parallelism or flags.tensorflow_inter_op_parallelism
     if flags.tensorflow_session_parallelism and one:
         raise UserError(
-            "--tensorflow_session_parallelism sets both pools; "
-            "give it, or --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism"
+            "--tensorflow_session_parallelism sets both pools; give it, or the flags for intra and inter op"
         )
     if flags.rest_api_port and flags.rest_api_port == flags.port:
         raise UserError("--rest_api_port cannot be the same as --port")
+    return flags
+
+
+def _value(name: str, text: str) -> Any:
+    kind = type(DEFAULTS[name])
+    try:
+        return TRUTH[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"--{name}={text}: expected {expected}") from error

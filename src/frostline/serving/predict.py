@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,16 +65,14 @@ def _fetches(signature: Any, asked: Sequence[str]) -> dict[str, str]:
     return {alias: signature.outputs[alias].name for alias in sorted(asked) or known}
 
 
-def respond(servable: Servable, job: Job, outputs: Sequence[np.ndarray], as_content: bool = False) -> Any:
-    """A PredictResponse with the outputs under their aliases."""
-    from tensorflow_serving.apis import predict_pb2
-
-    response = predict_pb2.PredictResponse()
+def respond(
+    response: Any, servable: Servable, job: Job, outputs: Mapping[str, np.ndarray], as_content: bool = False
+) -> None:
+    """Write the outputs into a PredictResponse under their aliases."""
     fill_spec(response.model_spec, servable, job.signature)
-    signature = servable.signatures[job.signature]
-    for alias, values in zip(job.fetches, outputs, strict=True):
-        response.outputs[alias].CopyFrom(tensors.proto(values, signature.outputs[alias].dtype, as_content))
-    return response
+    known = servable.signatures[job.signature].outputs
+    for alias, values in outputs.items():
+        response.outputs[alias].CopyFrom(tensors.proto(values, known[alias].dtype, as_content))
 
 
 def fill_spec(spec: Any, servable: Servable, signature: str = "") -> None:

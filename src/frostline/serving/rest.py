@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from asyncio import wait_for
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from frostline.errors import UserError
-from frostline.serving import classify, core, metrics, rest_answers, rest_examples, rest_json, tensors
+from frostline.serving import core, metrics, rest_answers, rest_examples, rest_json, tensors
 from frostline.serving.config import MAX_VERSION
 from frostline.serving.core import Core
 from frostline.serving.predict import DEFAULT_SIGNATURE
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 WHICH = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 RUN = re.compile(rf"/v1/models/(?P<name>[^/:]+){WHICH}:(?P<method>classify|regress|predict)", re.IGNORECASE)
 ASK = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{WHICH}(?P<metadata>/metadata)?", re.IGNORECASE)
+PLAIN: Any = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
 
 
 async def start(served: Core, metrics_path: str | None) -> web.AppRunner:
@@ -31,6 +34,7 @@ async def start(served: Core, metrics_path: str | None) -> web.AppRunner:
 
     app = web.Application(client_max_size=tensors.MAX_REQUEST_BYTES)
     app.router.add_route("*", "/{tail:.*}", answer)
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it tells of every broken request at length
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     flags = served.flags
@@ -52,28 +56,30 @@ async def _answer(served: Core, metrics_path: str | None, request: web.Request) 
     try:
         text, code = await _dispatch(served, request, path), 200
     except Refused as error:
-        text, code = rest_answers.error(error.message), HTTP_STATUS[error.code]
-    except web.HTTPRequestEntityTooLarge:
-        text = rest_answers.error(f"a request may have {tensors.MAX_REQUEST_BYTES} bytes here")
-        code = 413
-    except web.HTTPBadRequest as error:
-        text, code = rest_answers.error(error.text or "Malformed request"), 400
+        text, code = json.dumps({"error": error.message}, indent=4), HTTP_STATUS[error.code]
+    except web.HTTPRequestEntityTooLarge as error:
+        text, code = json.dumps({"error": error.text}), error.status
     return web.Response(text=text, status=code, content_type="application/json")
 
 
 async def _dispatch(served: Core, request: web.Request, path: str) -> str:
+    from aiohttp import web
+
     run, ask = RUN.fullmatch(path), ASK.fullmatch(path)
     if request.method == "POST" and run:
         spec, method = _spec(run), run["method"].lower()
-        body = await request.read()
+        try:
+            body = await request.read()
+        except web.RequestPayloadError as error:
+            raise invalid("Failed to uncompress the request body") from error
         work = _predict(served, spec, body) if method == "predict" else _examples(served, spec, body, method)
-        seconds = served.flags.rest_api_timeout_in_ms / 1000
-        return await core.counted(served, spec.name, method, "REST", wait_for(work, seconds))
+        return await core.counted(
+            served, spec.name, method, "REST", wait_for(work, served.flags.rest_api_timeout_in_ms / 1000)
+        )
     if request.method == "GET" and ask:
         if not ask["name"]:
             raise invalid("Missing model name in request.")
-        spec = _spec(ask)
-        return await (_metadata(served, spec) if ask["metadata"] else _status(served, spec))
+        return await (_metadata if ask["metadata"] else _status)(served, _spec(ask))
     raise invalid(f"Malformed request: {request.method} {path}")
 
 
@@ -82,7 +88,7 @@ def _spec(match: re.Match[str]) -> Any:
 
     spec = model_pb2.ModelSpec(name=unquote(match["name"]))
     if match["version"]:
-        if int(match["version"]) > MAX_VERSION:
+        if int(match["version"][:20]) > MAX_VERSION:
             raise invalid(f"Failed to convert version: {match['version']} to numeric.")
         spec.version.value = int(match["version"])
     elif match["label"]:
@@ -107,38 +113,31 @@ async def _predict(served: Core, spec: Any, body: bytes) -> str:
 
 
 async def _examples(served: Core, spec: Any, body: bytes, method: str) -> str:
-    from tensorflow_serving.apis import classification_pb2, regression_pb2
-
-    request = classification_pb2.ClassificationRequest(model_spec=spec)
+    call = core.methods()[method.capitalize()]
+    request = call.input_type._concrete_class(model_spec=spec)
     await core.in_thread(served, rest_examples.fill, request, body)
-    if method == "classify":
-        response = classification_pb2.ClassificationResponse()
-        await core.examples(served, request, classify.CLASSIFY, response)
-        return rest_answers.classifications(response.result)
-    response = regression_pb2.RegressionResponse()
-    await core.examples(served, request, classify.REGRESS, response)
-    return rest_answers.regressions(response.result)
+    response = await core.answer(served, call, request)
+    return (rest_answers.classifications if method == "classify" else rest_answers.regressions)(response.result)
 
 
 async def _status(served: Core, spec: Any) -> str:
     from google.protobuf import json_format
-    from tensorflow_serving.apis import get_model_status_pb2
 
-    found = await core.model_status(served, get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
-    return json_format.MessageToJson(found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    call = core.methods()["GetModelStatus"]
+    return json_format.MessageToJson(
+        await core.answer(served, call, call.input_type._concrete_class(model_spec=spec)), **PLAIN
+    )
 
 
 async def _metadata(served: Core, spec: Any) -> str:
-    import json
-
     from google.protobuf import json_format
     from tensorflow_serving.apis import get_model_metadata_pb2
 
-    request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
-    response = await core.metadata(served, request)
+    call = core.methods()["GetModelMetadata"]
+    request = call.input_type._concrete_class(model_spec=spec, metadata_field=["signature_def"])
+    response = await core.answer(served, call, request)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
-    plain = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-    model = json_format.MessageToDict(response.model_spec, **plain)
-    found = {"signature_def": json_format.MessageToDict(signatures, **plain)}
+    model = json_format.MessageToDict(response.model_spec, **PLAIN)
+    found = {"signature_def": json_format.MessageToDict(signatures, **PLAIN)}
     return json.dumps({"model_spec": model, "metadata": found}, indent=1)

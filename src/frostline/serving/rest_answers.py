@@ -50,11 +50,6 @@ def regressions(result: Any) -> str:
     return f'{{\n    "results": [{", ".join(decimal(r.value) for r in result.regressions)}]\n}}'
 
 
-def error(message: str) -> str:
-    """What a client is told that asked for something impossible."""
-    return json.dumps({"error": message}, indent=4)
-
-
 def decimal(value: float, digits: int = 9) -> str:
     """A float in six digits where they are enough, else in as many as tell it from all others (9, or 17 for double)."""
     import numpy as np

@@ -171,7 +171,7 @@ def dense(value: Any, dtype: int, shape: list[int]) -> np.ndarray:
 
 def _check_leaves(leaves: list[Any], kinds: set[type], name: str) -> None:
     """Refuse the first leaf that has not the type `name`; looks at each of them only where one may be wrong."""
-    allowed: set[type] = {"bool": {bool}, "float": {int, float}, "double": {int, float}}.get(name, {int})  # type: ignore[assignment]
+    allowed: set[Any] = {bool} if name == "bool" else {int, float} if name in WHOLE else {int}
     if name not in INT_RANGES and name not in WHOLE and name != "bool":
         raise Refused("UNIMPLEMENTED", f"Conversion of JSON Value: {_quote(leaves[0])} to type: {name}")
     if not kinds <= allowed:

@@ -35,6 +35,7 @@ def load(name: str, version: int, path: Path, flags: Flags) -> Servable:
     """Load a SavedModel into a TF1 session; raises Refused or one of TensorFlow's errors."""
     import tensorflow as tf
 
+    tf.get_logger().setLevel("ERROR")  # that the loader is an old one is known
     if not any((path / file).is_file() for file in ("saved_model.pb", "saved_model.pbtxt")):
         raise Refused("NOT_FOUND", f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}")
     session = tf.compat.v1.Session(graph=tf.Graph(), config=_session_config(flags))
@@ -61,15 +62,16 @@ def _session_config(flags: Flags) -> Any:
 def run(servable: Servable, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
     """Values of the tensors `fetches`, for arrays by tensor name; raises TensorFlow's errors.
 
-    Arrays go to the runtime as they are: `Session.run` would convert them to what the graph expects, which the real
-    server does not.
+    Arrays go to the runtime as they are, as in the real server. `Session.run` would convert them to what the graph
+    expects and refuse shapes that the graph does not declare.
     """
     import numpy as np
+    from tensorflow.core.protobuf import config_pb2
 
     key = (tuple(feeds), tuple(fetches))
     call = servable.calls.get(key)
     if call is None:
-        call = servable.session.make_callable(list(fetches), feed_list=list(feeds))
+        call = servable.session._make_callable_from_options(config_pb2.CallableOptions(feed=key[0], fetch=key[1]))
         if len(servable.calls) < KEPT_CALLS:
             servable.calls[key] = call
     found = call(*feeds.values())

@@ -64,21 +64,9 @@ async def _serve(given: Flags) -> int:
 
 
 def _models(given: Flags) -> dict[str, Model]:
-    if not given.model_config_file:
-        return config.models(
-            protos.ModelServerConfig(
-                model_config_list={
-                    "config": [
-                        {
-                            "name": given.model_name,
-                            "base_path": str(Path(given.model_base_path).absolute()),
-                            "model_platform": "tensorflow",
-                        }
-                    ]
-                }
-            )
-        )
-    return config.models(protos.read(Path(given.model_config_file), protos.ModelServerConfig))
+    if given.model_config_file:
+        return config.models(protos.read(Path(given.model_config_file), protos.ModelServerConfig))
+    return {given.model_name: Model(given.model_name, Path(given.model_base_path).absolute())}
 
 
 def _metrics_path(given: Flags) -> str | None:
@@ -138,9 +126,11 @@ async def _poll_config(served: Core) -> None:
             if text == seen:
                 continue
             seen = text
-            asked = config.models(protos.parse(text, protos.ModelServerConfig, str(path)))
-            await served.models.apply(asked)
-            say(f"{path} is in force: {', '.join(asked)}")
+            found = protos.parse(text, protos.ModelServerConfig, str(path))
+            if not found.WhichOneof("config"):
+                raise UserError("it is empty")
+            await served.models.apply(config.models(found))
+            say(f"{path} is in force")
         except (OSError, UnicodeDecodeError, UserError, Refused) as error:
             say(f"{path} is not in force: {error}")
 

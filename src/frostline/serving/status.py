@@ -1,7 +1,6 @@
 """What a request can end with: the status codes of gRPC, and the HTTP status that REST gives each of them."""
 
 import asyncio
-from typing import Any
 
 HTTP_STATUS = {
     "OK": 200,
@@ -21,21 +20,20 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
-}  # in the order of TensorFlow's and gRPC's numbers, from 0
+}
+CODES = tuple(HTTP_STATUS)  # in the order of TensorFlow's and gRPC's numbers, from 0
 
 
 class Refused(Exception):
     """A request, or a version to load, that ends with `code` and `message`."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{code}: {message}")
         self.code, self.message = code, message
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
 
 
 def invalid(message: str) -> Refused:
+    """A request that nobody could answer."""
     return Refused("INVALID_ARGUMENT", message)
 
 
@@ -45,17 +43,6 @@ def refused(error: BaseException) -> Refused:
         return error
     if isinstance(error, asyncio.TimeoutError):
         return Refused("DEADLINE_EXCEEDED", "Timed out waiting for the model")
-    code = getattr(error, "error_code", None)  # of TensorFlow's errors
-    if isinstance(code, int):
-        return Refused(code_name(code), str(getattr(error, "message", error)))
+    if isinstance(code := getattr(error, "error_code", None), int):  # TensorFlow's
+        return Refused(CODES[code], str(getattr(error, "message", error)))
     return Refused("INTERNAL", f"{type(error).__name__}: {error}")
-
-
-def code_name(number: int) -> str:
-    """The name of TensorFlow's and gRPC's status number."""
-    return list(HTTP_STATUS)[number]
-
-
-def code_number(name: str) -> Any:
-    """The number of a status, as the protos hold it."""
-    return list(HTTP_STATUS).index(name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from frostline.serving import config, servables
+from frostline.serving import config
 from frostline.serving.config import Model
 from frostline.serving.flags import Flags
 from frostline.serving.servables import Servable
@@ -39,10 +39,10 @@ def say(message: str) -> None:
 class Models:
     """The served models; made, used and closed in one event loop. `load` gives a version that is ready to answer."""
 
-    def __init__(self, load: Load, flags: Flags) -> None:
+    def __init__(self, load: Load, close: Callable[[Servable], None], flags: Flags) -> None:
         self.models: dict[str, Model] = {}
         self.versions: dict[str, dict[int, Version]] = {}
-        self._load = load
+        self._load, self._close = load, close
         self._flags = flags
         self._threads = ThreadPoolExecutor(flags.num_load_threads or 1, thread_name_prefix="load")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,7 +148,7 @@ class Models:
             await version.idle.wait()
         assert version.servable
         servable, version.servable = version.servable, None
-        await asyncio.get_running_loop().run_in_executor(self._threads, servables.close, servable)
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._close, servable)
         version.state = "END"
         say(f"unloaded servable version {{name: {servable.name} version: {servable.version}}}")
         self._tell()

@@ -10,6 +10,12 @@ from frostline.serving.status import Refused, invalid
 
 FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MOST = 1000
+KINDS = {
+    "predict_log": "",
+    "classify_log": classify.CLASSIFY,
+    "regress_log": classify.REGRESS,
+    "multi_inference_log": "",
+}
 
 
 def replay(servable: Servable, flags: Flags) -> None:
@@ -30,16 +36,15 @@ def replay(servable: Servable, flags: Flags) -> None:
 
 def _answer(servable: Servable, log: Any, check_method: bool) -> None:
     kind = log.WhichOneof("log_type")
+    request: Any = getattr(log, kind).request if kind in KINDS else None
     if kind == "predict_log":
-        job = predict.prepare(servable, log.predict_log.request)
-        predict.respond(servable, job, servables.run(servable, job.feeds, list(job.fetches.values())))
+        job = predict.prepare(servable, request)
+        servables.run(servable, job.feeds, list(job.fetches.values()))
     elif kind in ("classify_log", "regress_log"):
-        request = getattr(log, kind).request
-        method = classify.CLASSIFY if kind == "classify_log" else classify.REGRESS
-        tensor, fetches = classify.prepare(servable, request.model_spec.signature_name, method, check_method)
+        name, method = request.model_spec.signature_name, KINDS[kind]
+        tensor, fetches = classify.prepare(servable, name, method, check_method)
         servables.run(servable, {tensor: classify.examples(request.input)}, list(fetches.values()))
     elif kind == "multi_inference_log":
-        request = log.multi_inference_log.request
         for task in request.tasks:
             task.model_spec.name = servable.name
         tensor, several = classify.tasks(servable, request.tasks, check_method)

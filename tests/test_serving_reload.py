@@ -1,0 +1,210 @@
+"""What happens to requests while versions and configurations change under a running server."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import serving_models
+from serving_models import predict_log, save_line, until
+from test_serving import LINE, ask, predict_request
+
+from frostline import serving
+from frostline.serving import backends
+
+RETRY = ["--max_num_load_retries=100", "--load_retry_interval_micros=200000"]
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    """Versions to publish: 1 and 2 are good; 3 has a warm-up that fails; 4 is good and warms up."""
+    folder = tmp_path_factory.mktemp("lines")
+    for number in (1, 2, 3, 4):
+        save_line(folder / str(number), 0.0, number)
+    serving_models.write_warmup(folder / "3", [predict_log("not_an_input", [1.0])])
+    serving_models.write_warmup(folder / "4", [predict_log("x", [1.0])])
+    return folder
+
+
+@pytest.fixture
+def exports(tmp_path, lines):
+    publish(lines / "1", tmp_path / "saved_model" / "half_plus_two")
+    return tmp_path
+
+
+def publish(version, base):
+    """Copy a version out of sight and show it by one rename."""
+    shutil.copytree(version, base / f".tmp-{version.name}")
+    os.rename(base / f".tmp-{version.name}", base / version.name)
+
+
+def states(server):
+    found = ask(server, LINE)[1]["model_version_status"]
+    return {int(entry["version"]): (entry["state"], entry["status"]["error_message"]) for entry in found}
+
+
+def answer(server, where=""):
+    return ask(server, f"{LINE}{where}:predict", {"instances": [1.0]})
+
+
+def test_versions_come_and_go(exports, lines):
+    base = exports / "saved_model" / "half_plus_two"
+    flags = ["--max_num_load_retries=0"]
+    with serving.running(exports, [], backend="embedded", flags=flags) as server:
+        publish(lines / "2", base)
+        until(lambda: answer(server) == (200, {"predictions": [2.0]}))
+        until(lambda: states(server)[1][0] == "END")
+        publish(lines / "3", base)
+        until(lambda: states(server).get(3, [""])[0] == "END")
+        assert "Missing but required: {x}" in states(server)[3][1]
+        assert answer(server) == (200, {"predictions": [2.0]})
+        assert answer(server, "/versions/3")[0] == 404
+        shutil.copytree(lines / "4", base / "5", ignore=shutil.ignore_patterns("variables"))  # half a version
+        until(lambda: states(server).get(5, [""])[0] == "END")
+        assert answer(server) == (200, {"predictions": [2.0]})
+        publish(lines / "4", base)  # the newest is the broken one still
+        assert answer(server) == (200, {"predictions": [2.0]})
+        shutil.rmtree(base / "5")
+        until(lambda: answer(server) == (200, {"predictions": [4.0]}))
+
+
+def config_text(base, more):
+    return f"""model_config_list {{ config {{
+        name: "half_plus_two" base_path: "{base}" model_platform: "tensorflow" {more} }} }}"""
+
+
+def test_a_changed_configuration_is_followed_and_a_wrong_one_is_not(exports, lines, tmp_path):
+    import grpc
+    from google.protobuf import text_format
+    from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+
+    base = exports / "saved_model" / "half_plus_two"
+    publish(lines / "2", base)
+    path = tmp_path / "own.config"
+    both = "model_version_policy { all {} }"
+    path.write_text(config_text(base, both))
+    flags = ["--model_config_file_poll_wait_seconds=1", "--file_system_poll_wait_seconds=1", *RETRY]
+    log = tmp_path / "log.txt"
+    with _running_with(path, flags, log) as server:
+        until(lambda: answer(server, "/versions/1") == (200, {"predictions": [1.0]}))
+        labels = 'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 }'
+        path.write_text(config_text(base, both + labels))
+        until(lambda: answer(server, "/labels/stable") == (200, {"predictions": [1.0]}))
+        assert answer(server, "/labels/canary") == (200, {"predictions": [2.0]})
+        for wrong in ("model_config_lst {}", config_text("relative", both), ""):
+            path.write_text(wrong)
+            time.sleep(1.5)  # the server polls each second; nothing must happen, so there is nothing to wait for
+            assert answer(server, "/labels/stable") == (200, {"predictions": [1.0]})
+
+        with grpc.insecure_channel(server.grpc) as channel:
+            stub = model_service_pb2_grpc.ModelServiceStub(channel)
+
+            def reload(text):
+                request = model_management_pb2.ReloadConfigRequest()
+                text_format.Parse(text, request.config)
+                return stub.HandleReloadConfigRequest(request, timeout=60)
+
+            moved = both + labels.replace("value: 1", "value: 9")
+            for text, code, words in (
+                (config_text(base, moved), "FAILED_PRECONDITION", "label to version 9 of model half_plus_two"),
+                (config_text("relative", ""), "INVALID_ARGUMENT", "absolute path"),
+                ("custom_model_config {}", "INVALID_ARGUMENT", "ServerModelConfig type not supported"),
+            ):
+                with pytest.raises(grpc.RpcError, match=words) as caught:
+                    reload(text)
+                assert caught.value.code().name == code
+            one = "model_version_policy { specific { versions: 1 } }"
+            assert reload(config_text(base, one)).status.error_code == 0
+            until(lambda: answer(server) == (200, {"predictions": [1.0]}))
+
+
+@contextlib.contextmanager
+def _running_with(path, flags, log):
+    """A server of an own configuration, as `running` starts one of its own making."""
+    port, rest = backends._free_ports(2)
+    ports = [f"--port={port}", f"--rest_api_port={rest}", f"--model_config_file={path}"]
+    command = [sys.executable, "-m", "frostline.serving.server", *flags, *ports]
+    with log.open("wb") as out:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=out)
+    server = backends.Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{rest}", "embedded", child.pid)
+    try:
+        backends._wait(child, server.rest, ["half_plus_two"], log)
+        yield server
+    finally:
+        child.stdin.close()  # which ends it
+        assert child.wait(30) == 0
+
+
+def test_batching_answers_as_single_requests_do(exports, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    path = tmp_path / "batching.config"
+    path.write_text("max_batch_size { value: 8 } batch_timeout_micros { value: 1000 } allowed_batch_sizes: [4, 8]")
+    save_line(exports / "saved_model" / "line" / "1", 2.0, 1.0)
+    flags = ["--enable_batching", f"--batching_parameters_file={path}"]
+    with (
+        serving.running(exports, ["line"], backend="embedded", flags=flags) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+        def one(i):
+            return stub.Predict(predict_request("line", x=[float(i)]), timeout=60).outputs["y"].float_val[0]
+
+        assert list(pool.map(one, range(100))) == [2 * i + 1 for i in range(100)]
+        many = ask(server, "/v1/models/line:predict", {"instances": [1.0] * 9})
+        assert many == (400, {"error": "Task size 9 is larger than maximum input batch size 8"})
+        scalar = {"signature_name": "two", "inputs": {"a": [1.0], "b": 1}}
+        assert "at least one dimension" in ask(server, "/v1/models/line:predict", scalar)[1]["error"]
+
+
+@pytest.mark.slow
+def test_200_clients_see_no_failure_while_versions_change(exports, lines):
+    """60 s of requests; in the meantime version 2 is published, then one that cannot warm up, then a good one."""
+    import asyncio
+
+    import aiohttp
+
+    base = exports / "saved_model" / "half_plus_two"
+    seen, failures = set(), []
+
+    async def client(session, url, end):
+        while time.monotonic() < end:
+            try:
+                async with session.post(url, json={"instances": [1.0]}) as found:
+                    text = await found.json()
+                    seen.add(text["predictions"][0]) if found.status == 200 else failures.append(text)
+            except Exception as error:
+                failures.append(repr(error))
+
+    async def clients(url, seconds):
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            await asyncio.gather(*(client(session, url, time.monotonic() + seconds) for _ in range(200)))
+
+    flags = ["--max_num_load_retries=0", "--enable_batching"]
+    with serving.running(exports, [], backend="embedded", flags=flags) as server:
+        load = threading.Thread(target=lambda: asyncio.run(clients(f"{server.rest}{LINE}:predict", 60)))
+        load.start()
+        until(lambda: 1.0 in seen)
+        publish(lines / "2", base)
+        until(lambda: 2.0 in seen)
+        publish(lines / "3", base)
+        until(lambda: states(server).get(3, [""])[0] == "END")
+        publish(lines / "4", base)
+        until(lambda: 4.0 in seen)
+        load.join()
+        until(lambda: states(server)[2][0] == "END")
+        found = states(server)
+    assert failures == []
+    assert seen == {1.0, 2.0, 4.0}
+    assert [found[n][0] for n in (1, 2, 3, 4)] == ["END", "END", "END", "AVAILABLE"], json.dumps(found)
