@@ -10,7 +10,8 @@ ARGS    ?=
 EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
 READY := $(VENV)/.ready-$(EXTRA)
 BIN   := $(VENV)/bin
-PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP   := $(BIN)/python -m pip install --disable-pip-version-check
+QUIET := $(shell test -t 2 || echo --quiet)# in a terminal pip shows how far it is
 PLACE := --results $(RESULTS)
 FROM  := $(if $(DATA),--data-dir $(DATA))
 
@@ -26,9 +27,12 @@ setup: $(READY) ## the virtual environment, with the gpu extra where nvidia-smi 
 $(READY): requirements/$(EXTRA).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "frostline needs Python 3.11, 3.12 or 3.13; type: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) --requirement requirements/$(EXTRA).txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	@echo "1/3 a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "2/3 TensorFlow and the rest of requirements/$(EXTRA).txt: downloaded and installed, which takes minutes"
+	@$(PIP) $(QUIET) --requirement requirements/$(EXTRA).txt
+	@echo "3/3 frostline itself"
+	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 bench: $(READY) ## train, compare, export and measure STUDY
@@ -63,7 +67,7 @@ infer: $(READY) ## measure the models of EXPORTS
 	$(BIN)/frostline infer $(EXPORTS) $(PLACE) $(FROM) $(ARGS)
 
 lock: $(READY) ## pin the dependencies of both extras anew
-	$(PIP) uv
+	$(PIP) --quiet uv
 	for extra in cpu gpu; do \
 	  $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    --extra $$extra --extra plot --extra dev --output-file requirements/$$extra.txt pyproject.toml || exit 1; \

@@ -28,7 +28,9 @@ def test_list_as_json_is_a_list_of_objects(capsys):
 def test_mistakes_are_one_line_and_status_two(capsys, tmp_path):
     for args, message in [
         (("run", "nothing"), "unknown study 'nothing'"),
-        (("run", "digits", "--only", "outputt"), "did you mean 'output'?"),
+        (("run", "digits", "--only", "outputt"), "did you mean 'output'? There are: pretrain, output,"),
+        (("run", "petz.toml"), "there is no study file petz.toml; there are: cats_and_dogs_"),
+        (("run", "cifar_split.toml"), "there is no study file cifar_split.toml; did you mean 'cifar10_split'?"),
         (("run", "digits", "--precision", "half"), "--precision half: there are: auto, float32"),
         (("run", "digits", "--engine", "cache"), "--engine cache: did you mean 'cached'?"),
         (("table", tmp_path), "holds no records.jsonl"),
@@ -37,14 +39,29 @@ def test_mistakes_are_one_line_and_status_two(capsys, tmp_path):
     ]:
         assert run(*args, *(["--results", tmp_path / "r"] if args[0] == "run" else [])) == 2
         err = capsys.readouterr().err
-        assert message in err and err.count("\n") == 1, err
+        assert message in err and err.count("\n") == 1 and "Errno" not in err, err
 
 
-@pytest.mark.parametrize("flag", [("--limit", "0"), ("--epochs", "x"), ("--seeds", "0,0"), ("--seeds", "a")])
-def test_flags_that_are_no_numbers(flag, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run("run", "digits", *flag)
-    assert flag[0] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "the following arguments are required: COMMAND; type: frostline --help"),
+        (("rnu",), "argument COMMAND: invalid choice: 'rnu' (choose from "),
+        (("run",), "the following arguments are required: STUDY; type: frostline run --help"),
+        (("run", "digits", "--lmit", "3"), "unrecognized arguments: --lmit 3"),
+        (("run", "digits", "--limit", "0"), "argument --limit: '0' is not a whole number from 1; type: frostline run"),
+        (("run", "digits", "--epochs", "x"), "argument --epochs: 'x' is not a whole number"),
+        (("run", "digits", "--seeds", "0,0"), "argument --seeds: '0,0' is not a list of different whole numbers"),
+        (("run", "digits", "--seeds", "a"), "argument --seeds: 'a' is not a list"),
+        (("table", "results", "--format", "html"), "argument --format: invalid choice: 'html'"),
+        (("features",), "the following arguments are required: list|clear; type: frostline features --help"),
+    ],
+)
+def test_mistakes_in_the_arguments_are_one_line_and_status_two(args, message, capsys):
+    assert run(*args) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("frostline: ") and message in err and err.count("\n") == 1, err
+    assert err.rstrip().endswith("--help")
 
 
 @pytest.mark.parametrize(
@@ -57,8 +74,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GiB", "4GB", "4gib", "4 GiBs", "-1GiB", "four", "1.2.3MiB", "4GiBGiB", "1GMiB"])
 def test_what_is_no_size(text, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run("run", "digits", f"--features-memory={text}")
+    assert run("run", "digits", f"--features-memory={text}") == 2
     assert f"{text!r} is not a size, such as 500MiB or 4GiB" in capsys.readouterr().err
 
 
@@ -66,7 +82,7 @@ def test_memory_and_engine_reach_the_harness(monkeypatch, tmp_path):
     from frostline import harness, tables
 
     seen = []
-    monkeypatch.setattr(tables, "plan", lambda found: "")
+    monkeypatch.setattr(tables, "plan", lambda found, width: "")
     monkeypatch.setattr(harness, "dry_run", lambda study, options, places: seen.append((options, places)))
     assert run("run", "digits", "--dry-run", "--engine", "cached,plain", "--features-memory", "1KiB") == 0
     ((options, places),) = seen
@@ -101,6 +117,21 @@ def test_table_reads_several_folders(tmp_path, capsys):
         records.append(tmp_path / name, train(name, 0))
     assert run("table", tmp_path / "a", tmp_path / "b", "--format", "json") == 0
     assert [r["freeze"] for r in json.loads(capsys.readouterr().out)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("terminal", "mark"), [(True, "freeze "), (False, "| freeze |")])
+def test_tables_are_plain_and_as_wide_as_the_terminal_or_github_elsewhere(
+    terminal, mark, tmp_path, capsys, monkeypatch
+):
+    from test_tables import train
+
+    records.append(tmp_path, train("a", 0))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("table", tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if " ".join(line.split()).startswith(mark)]
+    assert (len(heads) > 2 and max(map(len, heads)) <= 80) is terminal and len(heads) > 1
 
 
 def test_ctrl_c_is_said_and_is_status_130(monkeypatch, capsys):

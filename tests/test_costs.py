@@ -240,3 +240,25 @@ def test_fixed_views_pass_once_and_take_room(shown):
     room = costs.Room(disk_bytes=2 * IMAGE_BYTES * stored - 1, memory_bytes=2**40)
     with pytest.raises(UserError, match=r"its features take 6\.0 MiB, and there is room for 6.0 MiB"):
         find(network(residual), four, room=room, asked="cached")
+
+
+def test_without_timing_features_are_taken_wherever_a_part_is_frozen(measured):
+    net = network(residual)
+    counted = measured()
+    costs_ = costs.stages(net, (stage("conv_3", "output"), stage()), IMAGES, "auto", xla=False, room=ROOMY, known=None)
+    assert [(c.engine, c.reason) for c in costs_] == [("cached", "not timed"), ("plain", "nothing below the frontier")]
+    assert costs_[0].boundary == ("relu_1", "relu_2") and costs_[0].features_bytes == 2 * IMAGE_BYTES * 1500
+    assert {c.seconds for c in costs_} == {None} and not counted
+
+
+def test_without_timing_features_need_their_room_all_the_same():
+    room = costs.Room(disk_bytes=1500, memory_bytes=2**40)
+    (cost,) = costs.stages(
+        network(residual), (stage("conv_3", "output"),), IMAGES, "auto", xla=False, room=room, known=None
+    )
+    assert cost.engine == "plain" and cost.seconds is None
+
+
+def test_what_a_stage_shows_is_its_epochs_and_a_third_of_what_is_answered():
+    images = {"train": 100, "validation": 30, "test": 60}
+    assert costs.shown((stage(epochs=5), stage(epochs=1)), images) == pytest.approx(600 + 6 * 10 + 190 / 3)

@@ -666,7 +666,7 @@ def test_a_folder_needs_a_path():
 def test_images_are_decoded_once_per_size(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "pets")
     expected = datasets.load(folder(root)).train.images
-    monkeypatch.setattr(datasets, "_decode_one", lambda source, size: "decoded again")
+    monkeypatch.setattr(datasets, "decode_one", lambda source, size: "decoded again")
     assert np.array_equal(datasets.load(folder(root)).train.images, expected)
     with pytest.raises(UserError, match="decoded again"):
         datasets.load(dataclasses.replace(folder(root), image_size=9))

@@ -146,9 +146,18 @@ def test_layers_are_listed_without_a_results_folder(place, first):
 def test_a_mistake_that_a_child_finds_is_one_line_before_the_first_run(place):
     (place / "wrong.toml").write_text(STUDY.replace("head/output", "head/outptu"))
     done = frostline(place, "run", "wrong.toml", "--results", "none", *FLAGS)
-    assert done.returncode == 2 and "rule 'head/outptu' matches nothing" in done.stderr, done.stderr
+    told = "frostline: wrong.toml: [[freeze]] 'output': rule 'head/outptu' matches nothing; nearest: head/output, "
+    assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert done.stderr.rstrip().endswith("; all layers: frostline layers wrong.toml --only output")
     assert "Traceback" not in done.stderr
     assert not (place / "none" / "records.jsonl").exists()
+
+
+def test_layers_are_listed_where_a_rule_matches_none_of_them(place):
+    (place / "wrong.toml").write_text(STUDY.replace("head/output", "head/outptu"))
+    done = frostline(place, "layers", "wrong.toml", "--only", "output")
+    assert done.returncode == 2 and "output, as if everything trained" in done.stdout, done.stderr
+    assert "conv_1" in done.stdout and "output: rule 'head/outptu' matches nothing; nearest: head/" in done.stderr
 
 
 @pytest.fixture

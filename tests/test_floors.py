@@ -10,12 +10,12 @@ import pytest
 import frostline
 
 FLOORS = {
-    0: {"errors", "timing", "machine", "progress", "children"},
-    1: {"studies", "pytorch", "graphs", "tfds"},
+    0: {"errors", "timing", "machine", "progress", "children", "batching"},
+    1: {"studies", "pytorch", "graphs", "tfds", "serving", "client"},
     2: {"records", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
-    4: {"models", "frontier", "cached", "runtimes", "search"},
-    5: {"training", "exporting", "inference"},
+    4: {"predict", "models", "frontier", "cached", "runtimes", "search"},
+    5: {"training", "exporting", "inference", "deploy"},
     6: {"prefix"},
     7: {"costs", "trunk"},
     8: {"harness", "jobs"},

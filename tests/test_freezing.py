@@ -41,13 +41,13 @@ def test_rules(rules, trained):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("head/outpt", r"rule 'head/outpt' matches nothing; layers are: last_2/conv_1, .*head/output"),
-        ("head", r"rule 'head' matches nothing"),
-        ("!last_7/.*", r"rule '!last_7/\.\*' matches nothing"),
+        ("head/outpt", r"rule 'head/outpt' matches nothing; nearest: head/output, "),
+        ("head", r"rule 'head' matches nothing; nearest: head/\.\*, "),
+        ("!last_7/.*", r"rule '!last_7/\.\*' matches nothing; nearest: last_[12]/\.\*, last_[12]/\.\*, "),
         ("last:5", r"give a number from 1 to 4, the layers of the backbone"),
-        ("last:x", r"give a number from 1 to 4"),
-        ("from:nowhere", r"there is no layer 'nowhere'"),
-        ("type:LSTM", r"matches nothing"),
+        ("last:x", r"rule 'last:x': give a number of layers of the backbone, from 1 on"),
+        ("from:outptu", r"there is no layer 'outptu'; nearest: output, "),
+        ("type:Conv2d", r"matches nothing; nearest: Conv2D, "),
         ("head/(", r"not a regular expression"),
     ],
 )
@@ -172,3 +172,17 @@ def test_the_proof_fails_when_statistics_move_in_inference_mode(monkeypatch):
     monkeypatch.setattr(training, "compile_model", forget)
     with pytest.raises(freezing.FrozenMoved, match="bn"):
         fit(net, Stage(batch_norm="inference", epochs=1, batch_size=8))
+
+
+def test_of_a_large_network_only_the_nearest_layers_are_named():
+    layers = [("last_1", f"block_{i}", "Conv2D") for i in range(500)]
+    with pytest.raises(UserError, match="nearest: last_1/block_77") as caught:
+        freezing.resolve(["last_1/blok_77"], layers)
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("rule", ["last:0", "first:many", "head/(", "!head/["])
+def test_what_fits_no_network_is_found_without_one(rule):
+    with pytest.raises(UserError, match=r"give a number of layers|is not a regular expression"):
+        freezing.check_form(["all", rule])
+    freezing.check_form(["all", "!head/.*", "last:3", "from:conv_1"])

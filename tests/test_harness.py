@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from frostline import children, harness, plan, records, studies
+from frostline import children, choice, harness, plan, records, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Member, Places
@@ -290,24 +290,28 @@ class FakeTimer:
         self.ends, self.error, self.jobs = list(ends), error, []
 
     def __call__(self, job, places, log, on_event, deadline):
-        self.jobs.append(list(job["candidates"]))
+        self.jobs.append(list(dict.fromkeys((precision, xla) for precision, xla, _ in job["todo"])))
         on_event({"event": "ready"})
-        for candidate in job["candidates"]:
-            for run in job["runs"]:
-                if (candidate, run["freeze"]["name"]) in self.ends:
-                    assert self.error is not children.GivenUp or deadline() is not None
-                    raise self.error("killed by the system")
-                on_event({"event": "cell", "stages": [stage()], "step_seconds": 0.5, "engine": "plain"})
+        for precision, xla, number in job["todo"]:
+            if ((precision, xla), job["runs"][number]["freeze"]["name"]) in self.ends:
+                assert self.error is not children.GivenUp or deadline() is not None
+                raise self.error("killed by the system")
+            on_event({"event": "cell", "stages": [stage()], "step_seconds": 0.5, "engine": "plain"})
 
 
 CANDIDATES = [("float32", "off"), ("mixed_bfloat16", "off"), ("float32", "on")]
 
 
+def timing(places, planned, progress, candidates=CANDIDATES, earlier=(), keep=lambda cell: None):
+    distinct = {"a": planned[0], "b": planned[1]}
+    todo = [(*candidate, name) for candidate in candidates for name in distinct]
+    return harness.Timing(distinct, {"a": 1, "b": 1}, {}, todo, list(earlier), keep, places, progress)
+
+
 def time_candidates(places, planned, monkeypatch, timer, candidates=CANDIDATES, earlier=()):
     monkeypatch.setattr(harness, "spawn", timer)
-    distinct = {"a": planned[0], "b": planned[1]}
     with harness.Progress(len(candidates) * 2) as progress:
-        return harness.Timing(distinct, {"a": 1, "b": 1}, {}, candidates, list(earlier), places, progress).run()
+        return timing(places, planned, progress, candidates, earlier).run()
 
 
 def outcomes(cells):
@@ -324,10 +328,11 @@ def test_all_candidates_are_timed_in_one_child(places, planned, monkeypatch):
 
 
 def test_a_cell_past_its_limit_ends_the_child_with_the_rest_of_its_candidate_not_tried(places, planned, monkeypatch):
+    told = {"precision": "mixed_bfloat16", "xla": "off", "stages": []}
     earlier = [
-        {"outcome": "ok", "timing": "a", "elapsed_seconds": 2.0},
-        {"outcome": "ok", "timing": "a", "elapsed_seconds": 3.0},
-        {"outcome": "not tried", "timing": "b", "elapsed_seconds": None},
+        {**told, "outcome": "ok", "timing": "a", "elapsed_seconds": 2.0},
+        {**told, "outcome": "ok", "timing": "a", "elapsed_seconds": 3.0},
+        {**told, "outcome": "not tried", "timing": "b", "elapsed_seconds": None},
     ]
     timer = FakeTimer(ends=[(("float32", "on"), "output")])
     cells = time_candidates(places, planned, monkeypatch, timer, [("float32", "on"), ("float32", "off")], earlier)
@@ -339,16 +344,14 @@ def test_a_cell_may_take_ten_times_the_best_of_its_configuration_so_far(places, 
     now = [100.0]
     monkeypatch.setattr(harness.time, "monotonic", lambda: now[0])
     with harness.Progress(6) as progress:
-        timing = harness.Timing(
-            {"a": planned[0], "b": planned[1]}, {"a": 1, "b": 1}, {}, CANDIDATES, [], places, progress
-        )
-        timing.on_event({"event": "ready"})
+        timer = timing(places, planned, progress)
+        timer.on_event({"event": "ready"})
         limits = []
         for seconds in (2.0, 5.0, 1.0, 7.0):
-            limits.append(timing.deadline() and timing.deadline() - now[0])
+            limits.append(timer.deadline() and timer.deadline() - now[0])
             now[0] += seconds
-            timing.on_event({"event": "cell", "stages": [stage()], "step_seconds": 0.5, "engine": "plain"})
-        limits.append(timing.deadline() - now[0])
+            timer.on_event({"event": "cell", "stages": [stage()], "step_seconds": 0.5, "engine": "plain"})
+        limits.append(timer.deadline() - now[0])
     assert limits == [None, None, 20.0, 50.0, 10.0]
 
 
@@ -362,8 +365,9 @@ def test_a_child_that_dies_over_a_cell_leaves_it_failed(places, planned, monkeyp
 CHECKED = {
     "device": "cpu",
     "mixed": "mixed_bfloat16",
+    "effort": {"training_seconds": 900.0, "timing_seconds": 60.0},
     "configurations": [
-        {"freeze": name, "variant": variant, "size": 32, "classes": 2, "images": {}}
+        {"freeze": name, "variant": variant, "size": 32, "classes": 2, "images": {}, "untimed": [stage()]}
         for name in ("output", "all")
         for variant in ("", "cached", "plain")
     ],
@@ -395,16 +399,16 @@ def settle(runs, places, pending=None, fresh=False):
 
 def test_the_candidates_after_one_that_was_given_up_go_on_in_another_child(places, open_runs, monkeypatch):
     hangs = ("mixed_bfloat16", "off")
-    timer = FakeTimer(ends=[(hangs, "output")])
+    timer = FakeTimer(ends=[(hangs, "all")])
     places.results.mkdir()
     monkeypatch.setattr(harness, "spawn", answering(timer))
     cells = settle(open_runs, places)
     everything = [("float32", "off"), hangs, ("float32", "on"), ("mixed_bfloat16", "on")]
     assert timer.jobs == [everything, everything[2:]]
-    assert {(c["precision"], c["xla"]): c["outcome"] for c in cells if c["freeze"] == "output"} == {
+    assert {(c["precision"], c["xla"]): c["outcome"] for c in cells if c["freeze"] == "all"} == {
         ("float32", "off"): "ok", hangs: "given up", ("float32", "on"): "ok", ("mixed_bfloat16", "on"): "ok",
     }  # fmt: skip
-    assert {c["outcome"] for c in cells if c["freeze"] == "all"} == {"ok"}
+    assert {c["outcome"] for c in cells if c["freeze"] == "output"} == {"ok"}
 
 
 def test_step_times_are_measured_once_and_kept(places, open_runs, monkeypatch):
@@ -414,6 +418,124 @@ def test_step_times_are_measured_once_and_kept(places, open_runs, monkeypatch):
     assert len(cells) == 4 * 2 and {c["freeze"] for c in cells} == {"output", "all"}
     monkeypatch.setattr(harness, "spawn", answering(lambda *args, **kwargs: pytest.fail("measured twice")))
     assert settle(open_runs, places) == cells
+
+
+def interrupted(after):
+    """Stands in for the child that times steps, until Ctrl-C comes when it has told `after` cells."""
+
+    def timer(job, places, log, on_event, deadline):
+        told = []
+
+        def until(event):
+            if len(told) == after + 1:  # the first says that the child is ready
+                raise KeyboardInterrupt
+            told.append(event)
+            on_event(event)
+
+        FakeTimer()(job, places, log, until, deadline)
+
+    return timer
+
+
+def test_cells_that_were_measured_before_ctrl_c_are_not_measured_again(places, open_runs, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", answering(interrupted(after=3)))
+    with pytest.raises(KeyboardInterrupt):
+        settle(open_runs, places)
+    left = []
+
+    def timer(job, *args, **kwargs):
+        left.extend(tuple(cell) for cell in job["todo"])
+        assert [tuple(cell[:3]) for cell in job["measured"]] == [
+            ("float32", "off", 0), ("float32", "off", 1), ("mixed_bfloat16", "off", 0),
+        ]  # fmt: skip
+        FakeTimer()(job, *args, **kwargs)
+
+    monkeypatch.setattr(harness, "spawn", answering(timer))
+    cells = settle(open_runs, places)
+    assert left == [
+        ("mixed_bfloat16", "off", 1),
+        *((p, "on", n) for p in ("float32", "mixed_bfloat16") for n in (0, 1)),
+    ]
+    assert len(cells) == 4 * 2 and {c["outcome"] for c in cells} == {"ok"}
+    assert settle(open_runs, places) == cells and len(left) == 5
+
+
+def test_a_choice_that_lacks_a_cell_is_measured_for_what_lacks(places, open_runs, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
+    cells = settle(open_runs, places)
+    (kept,) = (r for r in records.read(places.results) if r["kind"] == "choice")
+    for run in open_runs:  # that all have finished with one seed makes an incomplete choice no better
+        records.append(places.results, {**plan.heading(run), "outcome": "ok", "time": "t"})
+    for file in places.results.iterdir():
+        lines = [line for line in file.read_text().splitlines() if json.loads(line)["kind"] != "cell"]
+        file.write_text("\n".join(lines) + "\n")
+    records.append(places.results, kept | {"cells": kept["cells"][1:]})
+    timer = FakeTimer()
+    monkeypatch.setattr(harness, "spawn", answering(timer))
+    again = settle(open_runs, places)
+    assert timer.jobs == [[("float32", "off")]]
+    assert sorted(map(outcome, again)) == sorted(map(outcome, cells))
+
+
+def outcome(cell):
+    return (cell["freeze"], cell["precision"], cell["xla"], cell["outcome"])
+
+
+def little(monkeypatch, device="cpu", mixed="mixed_bfloat16"):
+    """Let all training be shorter than timing, and no child time anything."""
+    monkeypatch.setitem(CHECKED, "effort", {"training_seconds": 3.0, "timing_seconds": 60.0})
+    monkeypatch.setitem(CHECKED, "device", device)
+    monkeypatch.setitem(CHECKED, "mixed", mixed)
+    spawn = answering(lambda *args, **kwargs: pytest.fail("timed all the same"))
+    monkeypatch.setattr(harness, "spawn", spawn)
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed", "candidate"),
+    [("cpu", "mixed_bfloat16", ("float32", "off")), ("gpu", "mixed_float16", ("mixed_float16", "on"))],
+)
+def test_nothing_is_timed_where_that_would_take_longer_than_all_training(
+    places, open_runs, monkeypatch, device, mixed, candidate
+):
+    places.results.mkdir()
+    little(monkeypatch, device, mixed)
+    cells = settle(open_runs, places)
+    assert [outcome(c) for c in cells] == [(name, *candidate, "not timed") for name in ("output", "all")]
+    assert {c["reason"] for c in cells} == {"all training takes at most about 3 s, timing about 60 s"}
+    for run in open_runs:
+        picked = choice.pick(cells, run, device)
+        assert (picked.precision, picked.xla, picked.stages) == (*candidate, (stage(),))
+    monkeypatch.setitem(CHECKED, "effort", {"training_seconds": 900.0, "timing_seconds": 60.0})
+    assert settle(open_runs, places) == cells  # what was chosen once stays
+
+
+def test_what_is_asked_for_stays_where_nothing_is_timed(places, open_runs, monkeypatch):
+    places.results.mkdir()
+    little(monkeypatch)
+    freeze = dataclasses.replace(open_runs[0].freeze, precision=("mixed_float16",), xla=("on",))
+    runs = [dataclasses.replace(open_runs[0], freeze=freeze), open_runs[1]]
+    cells = settle(runs, places)
+    assert [(s.precision, s.xla) for s in (choice.pick(cells, run, "cpu") for run in runs)] == [
+        ("mixed_float16", "on"), ("float32", "off"),
+    ]  # fmt: skip
+
+
+def test_of_what_is_asked_for_by_name_only_what_may_be_computed_once_is_timed(places, tiny_study, monkeypatch):
+    options = Options(precision=("float32",), xla=("off",))
+    study = plan.resolve(studies.parse(tiny_study, "tiny"), options)
+    runs = plan.runs(study, options, lambda data: "data", lambda path: "digest")
+    frozen = [{**c, "untimed": [stage("cached")]} for c in CHECKED["configurations"] if c["freeze"] == "output"]
+    rest = [c for c in CHECKED["configurations"] if c["freeze"] == "all"]
+    monkeypatch.setitem(CHECKED, "configurations", frozen + rest)
+    places.results.mkdir()
+    timer = FakeTimer()
+    monkeypatch.setattr(harness, "spawn", answering(timer))
+    cells = settle(runs, places)
+    assert timer.jobs == [[("float32", "off")]]
+    assert [(c["freeze"], c["outcome"]) for c in cells] == [("output", "ok"), ("all", "not timed")]
+    assert choice.pick(cells, runs[1], "cpu") == dataclasses.replace(PLAIN, stages=(stage(),))
 
 
 def test_xla_is_tried_for_all_that_share_their_steps_with_a_run_that_asks_for_it(places, open_runs, monkeypatch):
@@ -444,7 +566,7 @@ def test_more_seeds_of_what_has_finished_are_not_checked_again(places, open_runs
         FakeTimer()(job, *args, **kwargs)
 
     monkeypatch.setattr(harness, "spawn", answering(timer))
-    monkeypatch.setattr(harness, "preflight", lambda *args: started.append("preflight") or CHECKED)
+    monkeypatch.setattr(harness, "preflight", lambda *args, **asked: started.append("preflight") or CHECKED)
     more = [dataclasses.replace(run, seed=7, identity=f"{run.identity}7") for run in open_runs[:2]]
     assert settle(open_runs, places, more) == cells and not started
     other = dataclasses.replace(more[0], configuration="another")
@@ -497,6 +619,38 @@ def test_nothing_is_timed_when_nothing_is_left_open(places, tmp_path, tiny_study
     options = Options(precision=("float32",), xla=("off",), engine=("plain",))
     checked, timed = study_run(places, tmp_path, tiny_study, monkeypatch, options)
     assert set(checked) == {"output", "all"} and timed == []
+
+
+def test_what_needs_no_tensorflow_is_found_before_it_starts(places, tmp_path, tiny_study, monkeypatch):
+    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("a child was started"))
+    for change, message in [
+        (('"small_cnn"', '"smal_cnn"'), "unknown backbone 'smal_cnn'; did you mean 'small_cnn'"),
+        (("[train]", '[head]\npooling = "avg"\n[train]'), "did you mean 'average'|there are: average"),
+        (('"output"\n', '"output"\nhead = "linera"\n'), r"tiny.toml: \[\[freeze\]\] 'output': unknown head 'linera'"),
+        (("head/output", "head/("), r"tiny.toml: \[\[freeze\]\] 'output': rule 'head/\(' is not a regular expression"),
+    ]:
+        (tmp_path / "tiny.toml").write_text(tiny_study.replace(*change))
+        with pytest.raises(UserError, match=message):
+            harness.run_study(str(tmp_path / "tiny.toml"), Options(), places)
+
+
+def test_rows_that_flags_override_are_said(places, tmp_path, tiny_study, monkeypatch, capsys):
+    own = tiny_study.replace('"output"\n', '"output"\nprecision = "mixed_bfloat16"\nxla = "on"\n')
+    study_run(places, tmp_path, own, monkeypatch, Options(precision=("float32",), xla=("off",)))
+    err = capsys.readouterr().err
+    assert "--precision float32 stands in place of what the study asks for: output (mixed_bfloat16)\n" in err
+    assert "--xla off stands in place of what the study asks for: output (on)\n" in err
+
+
+def test_what_was_finished_before_is_said_and_counted(places, tmp_path, tiny_study, monkeypatch, capsys):
+    options = Options(precision=("float32",), xla=("off",), engine=("plain",))
+    (tmp_path / "tiny.toml").write_text(tiny_study)
+    one, *_ = harness.plan_runs(studies.load(str(tmp_path / "tiny.toml")), options, places)
+    places.results.mkdir()
+    finish(one, places.results)
+    study_run(places, tmp_path, tiny_study, monkeypatch, options)
+    err = capsys.readouterr().err
+    assert "tiny: 1 of 2 runs are done already" in err and "[2/2] all seed 0: starting TensorFlow" in err
 
 
 SEARCH = """

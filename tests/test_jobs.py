@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from frostline import device, jobs, plan, studies
+from frostline import device, jobs, plan, studies, training
 from frostline.plan import Options
 
 SHAPES = {"output ": {"images": {"train": 1000}}}
@@ -45,11 +45,43 @@ def test_xla_is_always_tried_where_it_is_asked_for_and_on_a_gpu(run, monkeypatch
     assert jobs._not_worth_xla(off(0.002), run, {"shapes": SHAPES}, 3) == ""
 
 
+def cost(seconds, pass_seconds=None, boundary=()):
+    """What was measured of a stage."""
+    return [{"seconds": seconds, "pass_seconds": pass_seconds, "boundary": list(boundary)}]
+
+
+def test_a_precision_is_tried_no_further_when_its_pass_alone_is_dearer_than_another_in_all(run):
+    found = {
+        ("float32", "off", 0): cost(9.0),
+        ("float32", "off", 1): cost(10.0, 8.0, ["pool"]),
+        ("mixed_float16", "off", 0): cost(40.0, 20.0, ["pool"]),
+    }
+    assert jobs._hopeless(found, "mixed_float16", [run, run]) == ""  # its own total is not known yet
+    found["mixed_float16", "off", 1] = cost(41.0, 20.0, ["pool"])
+    assert jobs._hopeless(found, "mixed_float16", [run, run]).startswith("its pass alone takes longer")
+    assert jobs._hopeless(found, "float32", [run, run]) == ""
+    asked = dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, precision=("mixed_float16",)))
+    assert jobs._hopeless(found, "mixed_float16", [run, asked]) == ""
+
+
+def test_the_effort_is_that_of_all_runs_and_of_all_cells(run, monkeypatch):
+    """Two runs of 100 epochs of 10 images, and 10 more: 0.5 s a step of eight of them; each cell costs a look."""
+    clock = iter([0.0, 3.0])
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(jobs.training, "time_steps", lambda *args, **how: training.StepTimes(1.0, 0.5))
+    images = {"train": 10, "validation": 0, "test": 5}
+    look = (7, run, run.freeze.stages[0], images)
+    found = jobs._effort([look], [{"size": 32, "classes": 2}], {"cells": 4, "counts": [2]})
+    assert found == {"training_seconds": pytest.approx(2 * (1000 + 5) * 0.5 / 8), "timing_seconds": 12.0}
+
+
 def test_what_xla_slows_in_one_precision_is_not_tried_with_it_in_another(run, monkeypatch):
-    slower = jobs._slowed_by_xla([{"seconds": 1.0}, {"seconds": 1.0}], [{"seconds": 2.0}, {"seconds": 3.0}], "float32")
+    found = {("float32", "off", 0): cost(1.0) + cost(1.0), ("float32", "on", 0): cost(2.0) + cost(3.0)}
+    slower = jobs._slowed_by_xla(found, 0)
     assert slower == "XLA makes it 2.5 times slower in float32"
-    assert jobs._slowed_by_xla([{"seconds": 2.0}], [{"seconds": 3.0}], "float32") == ""
-    assert jobs._slowed_by_xla([], [{"seconds": 3.0}], "float32") == ""
+    assert jobs._slowed_by_xla(found, 1) == ""
+    assert jobs._slowed_by_xla({**found, ("float32", "off", 0): cost(3.0)}, 0) == ""
+    assert jobs._slowed_by_xla({("float32", "on", 0): cost(3.0)}, 0) == ""
     for costs in (off(0.020), off(0.020, "plain"), []):
         assert jobs._not_worth_xla(costs, run, {"shapes": SHAPES}, 3, slower) == slower
     assert jobs._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, None, slower) == ""
@@ -64,11 +96,12 @@ def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkey
 
     def time_one(run, xla, job, known, emit):
         tried.append(xla)
-        return [{"engine": "plain", "seconds": 9.0 if xla == "on" else 1.0, "pass_seconds": None, "boundary": []}]
+        return cost(9.0 if xla == "on" else 1.0)
 
     monkeypatch.setattr(jobs, "_time", time_one)
-    candidates = [(precision, xla) for xla in ("off", "on") for precision in ("float32", "mixed_bfloat16")]
-    job = {"runs": [plan.plain(chosen)], "candidates": candidates, "shapes": SHAPES, "counts": [1]}
+    monkeypatch.setattr(jobs, "_not_worth_xla", lambda off, run, job, count, slower: slower)
+    todo = [(precision, xla, 0) for xla in ("off", "on") for precision in ("float32", "mixed_bfloat16")]
+    job = {"runs": [plan.plain(chosen)], "todo": todo, "measured": [], "shapes": SHAPES, "counts": [1]}
     try:
         jobs.steps(job, lambda event, **facts: told.append(facts))
     finally:

@@ -241,3 +241,24 @@ def test_a_run_survives_json(tiny_study):
         again = plan.restore(Run, plan.plain(run))
         assert again == run
         assert dataclasses.asdict(again) == dataclasses.asdict(run)
+
+
+def test_the_pre_training_can_be_asked_for_alone(tiny_study):
+    text = with_pretrain(tiny_study)
+    assert [r.freeze.name for r in runs(text, Options(only=("pretrain",), seeds=(0, 1)))] == ["pretrain"] * 2
+    with pytest.raises(UserError, match=r"no such configuration; did you mean 'output'.* There are: pretrain, output"):
+        runs(text, Options(only=("outptu",)))
+    with pytest.raises(UserError, match="there are: output, all"):
+        runs(text, Options(only=("pretrain",), weights="none"))
+
+
+def test_rows_that_flags_override_are_named(tiny_study):
+    text = tiny_study.replace('train = ["head/output"]', 'precision = ["float32", "mixed_bfloat16"]\nxla = "on"')
+    study = studies.parse(text, "tiny")
+    assert plan.overridden(study, Options()) == []
+    assert plan.overridden(study, Options(precision=("float32",), xla=("off",), engine=("plain",))) == [
+        "--precision float32 stands in place of what the study asks for: output (float32, mixed_bfloat16)",
+        "--xla off stands in place of what the study asks for: output (on)",
+    ]
+    assert plan.overridden(study, Options(precision=("float32",), only=("all",))) == []
+    assert plan.overridden(study, Options(xla=("on",))) == []

@@ -197,14 +197,61 @@ def test_step_table_marks_the_choice_and_shows_what_was_given_up():
 def test_serving_tables_time_a_graph_once_and_score_every_model():
     text = lines()
     assert "| graph of | runtime | device | images/s @1 | images/s @32 | p50 ms @1 | p50 ms @32 | size MiB |" in text
-    assert "| toy.output | onnxruntime | cpu | 1,000 | 9,000 | 1.00 | 4.00 | 3.00 |" in text
-    assert "| toy.output | saved_model | cpu | failed: WrongAnswer: 1 | - | - | - | 3.00 |" in text
-    assert "| - | onnxruntime | gpu | skipped: no CUDA device | - | - | - | 3.00 |" in text
-    assert "The graph of toy.output is also that of all." in text
+    assert "| output | onnxruntime | cpu | 1,000 | 9,000 | 1.00 | 4.00 | 3.00 |" in text
+    assert "| output | saved_model | cpu | failed: WrongAnswer: 1 | - | - | - | 3.00 |" in text
+    assert "Skipped on gpu, no CUDA device: onnxruntime." in text and not any("| gpu |" in line for line in text)
+    assert "The graph of output is also that of all." in text
     assert any("not valid in MLPerf's sense" in line for line in text)
     assert "| model | version | seed | as trained | onnxruntime cpu | saved_model cpu |" in text
     assert "| toy.output | 1 | 0 | 0.5000 | 0.5000 | - |" in text
     assert "| toy.all | 1 | 0 | 0.5000 | 0.5500 | - |" in text
+
+
+def test_cells_of_a_device_are_rows_where_they_are_not_all_skipped_for_one_reason():
+    skipped = {"images_per_second": None, "latency_p50_seconds": None, "outcome": "skipped"}
+    some = [infer("toy.output", name, device="gpu", **(skipped | {"reason": reason}))
+            for name, reason in [("onnxruntime", "no CUDA device"), ("saved_model", "too old")]]  # fmt: skip
+    text = lines(records=[*RECORDS, *some])
+    assert "| - | onnxruntime | gpu | skipped: no CUDA device | - | - | - | 3.00 |" in text
+    alone = lines(records=[RECORDS[2], *some[:1]])  # with nothing else to show, the row stays
+    assert "| onnxruntime | gpu | skipped: no CUDA device | 3.00 |" in alone
+    assert sum(row["outcome"] == "skipped" for row in json.loads(tables.render(RECORDS, "json"))) == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_plain_tables_keep_to_the_width_of_the_terminal(width):
+    text = tables.render(RECORDS, "plain", width=width)
+    table = [line for line in text.splitlines() if line.startswith(("freeze", "output", "all ", "broken ", "graph"))]
+    assert max(map(len, table)) <= width < max(map(len, tables.render(RECORDS, "plain").splitlines()))
+    for header in ("trainable", "epoch s", "peak MiB", "speed-up", "ran as", "test loss", "p50 ms @32"):
+        assert sum(header in line for line in table) == 1, header
+    assert sum(line.startswith("broken ") for line in table) > 2  # each part names its rows
+    assert max(map(len, text.splitlines())) <= width
+    assert tables.render(RECORDS, "github", width=width) == tables.render(RECORDS, "github")
+    found = tables.plan([checked("output", [cost("cached", 2.0, 30.0, 4_096_000)])], width)
+    assert max(map(len, found.partition("\n\noutput: ")[0].splitlines())) <= width
+
+
+LITTLE = "all training takes at most about 3 s, timing about 60 s"
+UNTIMED = [CELLS[0] | {"freeze": f, "step_seconds": None, "outcome": "not timed", "reason": LITTLE}
+           for f in ("output", "all")]  # fmt: skip
+
+
+def test_where_auto_was_not_timed_the_caption_says_so_and_there_are_no_step_times():
+    text = lines(records=[{"kind": "choice", "study": "toy", "cells": UNTIMED}, train("output", 0), train("all", 0)])
+    told = "auto was not timed, because all training takes at most about 3 s, timing about 60 s: it is float32 with XLA"
+    assert f"{told} off, and features wherever a part is frozen." in text
+    assert not any("one training step" in line for line in text)
+    some = [UNTIMED[0] | {"reason": None}, *CELLS[2:]]
+    text = lines(records=[{"kind": "choice", "study": "toy", "cells": some}, train("output", 0), train("all", 0)])
+    assert "| all | 20.00* | not tried |" in text and not any("not timed" in line for line in text)
+
+
+def test_equal_reasons_are_told_once():
+    text = lines(records=[failed("output", 0), failed("all", 0), failed("all", 1, "other")])
+    assert "output: seed 0: NotFinite: the loss became nan." in text
+    text = lines(records=[failed("output", 0), failed("all", 0)])
+    assert "output, all: seed 0: NotFinite: the loss became nan." in text
 
 
 def test_a_model_is_shown_with_the_seed_that_was_published_whatever_came_later():
@@ -265,19 +312,20 @@ def cost(engine, seconds, other=None, features_bytes=None, reason="cheaper"):
     return told | {"other_seconds": other, "features_bytes": features_bytes}
 
 
-def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1):
+def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1, auto=None):
     """What a dry run found of a configuration."""
     stage = {"trainable_params": 10, "total_params": 1000, "trained": ["output"], "frozen": ["conv_1", "conv_2"],
              "batch_norm": "none", "frontier": list(frontier), "feature_shapes": list(shapes)}  # fmt: skip
     images = {"train": 600, "validation": 200, "test": 200, "pass": 1000}
     return {"freeze": freeze, "variant": variant, "stages": [stage] * len(estimate), "estimate": estimate,
-            "images": images, "memory_bytes": 512 << 20, "seeds": seeds}  # fmt: skip
+            "images": images, "memory_bytes": 512 << 20, "seeds": seeds, "auto": auto}  # fmt: skip
 
 
 def test_a_dry_run_tells_engine_features_time_and_why():
     found = [
-        checked("output", [cost("cached", 2.0, 30.0, 4_096_000)], ["pool"], [(8, 128)], seeds=3),
+        checked("output", [cost("cached", 2.0, 30.0, 4_096_000)], ["pool"], [(8, 128)], seeds=3, auto="timed first"),
         checked("all", [cost("plain", 50.0, reason="asked for")], variant="plain"),
+        checked("scratch", [cost("plain", 0.0, reason="asked for")]),
         checked("two", [cost("cached", 4.0, 8.0, 1000 << 20), cost("plain", 6.0, reason="why not")], ["a", "b"],
                 [(4,), (2, 2, 3)]),
     ]  # fmt: skip
@@ -290,9 +338,10 @@ def test_a_dry_run_tells_engine_features_time_and_why():
     assert "all (plain) 1 10 1,000 output conv_1, conv_2 none - plain - 50 s 512" in text
     assert "two 1 10 1,000 output conv_1, conv_2 none a 4, b 2×2×3 cached 1,000.0" in text
     assert "2 10 1,000 output conv_1, conv_2 none a 4, b 2×2×3 plain - 10 s 512" in text
-    assert "output, stage 1: cached, cheaper (2.0 s against at least 30 s)." in text
-    assert "all (plain), stage 1: plain, asked for." in text
+    assert "output: cached, cheaper (2.0 s against at least 30 s)." in text
+    assert "all (plain), scratch: plain, asked for." in text
     assert "two, stage 2: plain, why not." in text
+    assert "auto: timed first." in text
     assert any(line.startswith("About 66 s of training in all") for line in text)
 
 
@@ -377,7 +426,7 @@ LAYERS = [
 
 def listed(*stages, **how):
     facts = {"trainable_params": 2000, "total_params": 5000, "trainable_tensors": 4, "tensors": 10,
-             "batch_norm": "mixed", "frontier_mode": "exact"}  # fmt: skip
+             "batch_norm": "mixed", "problem": None, "frontier_mode": "exact"}  # fmt: skip
     text = tables.layers([{"freeze": "some", "stages": [{**facts, **stage} for stage in stages]}], **how)
     return [" ".join(line.split()) for line in text.splitlines() if line]
 
@@ -430,3 +479,9 @@ def test_augmented_rows_are_marked_and_explained():
     assert not any(word in unmarked for word in ("augment", "§", "views"))
     plain = tables.render([train("slow", 0, **turned)], "github")
     assert "new views in every epoch" not in plain and "§" not in plain
+
+
+def test_where_a_rule_matched_nothing_the_layers_are_listed_as_if_all_trained():
+    stage = {"layers": LAYERS, "frontier": [], "feature_shapes": []}
+    assert "some, as if everything trained" in listed({**stage, "problem": "some: rule 'x' matches nothing"})
+    assert "some" in listed(stage)

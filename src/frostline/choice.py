@@ -11,8 +11,10 @@ from frostline.errors import UserError
 from frostline.plan import PRETRAIN, Run, plain
 
 GIVE_UP_FACTOR = 10.0
+NOT_TIMED = "not timed"  # the outcome of a cell that says what is in effect, and rests on no measurement
 TIMED = ("train", "optimizer", "momentum", "batch_size", "batch_norm", "frontier", "epochs", "augment", "augment_views")
 Candidate = tuple[str, str]
+Cell = tuple[str, str, str]  # precision, XLA, timing key
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Setting:
 def key(runs: Sequence[Run]) -> str:
     """Hash of what is measured: the machine, the versions, what is trained, and the settings that are asked for."""
     facts = {k: v for k, v in machine.facts().items() if k in ("cpu", "cores", "gpus", "versions")}
-    facts["versions"] = {k: v for k, v in facts["versions"].items() if k in ("tensorflow", "keras")}
+    facts["versions"] = {k: v for k, v in facts["versions"].items() if k in ("frostline", "tensorflow", "keras")}
     timed = sorted(
         {json.dumps([timing_key(r), plain(r.backbone), r.data.image_size, r.precision, r.xla]) for r in runs}
     )
@@ -60,8 +62,10 @@ def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:
     seconds over the configurations; on a GPU the mixed one. XLA changes no result and is taken where it is faster, on
     a GPU always. Raises UserError when nothing is left.
     """
-    precision = _precision(cells, run, device)
     timing = timing_key(run)
+    if untimed := _untimed(cells, run, timing):
+        return untimed
+    precision = _precision(cells, run, device)
     own = [c for c in cells if c["timing"] == timing and c["precision"] == precision and c["outcome"] == "ok"]
     matching = [c for c in own if run.xla in ("auto", c["xla"])]
     if not cells or run.freeze.name == PRETRAIN:
@@ -78,10 +82,22 @@ def pick(cells: Sequence[dict[str, Any]], run: Run, device: str) -> Setting:
     return Setting(precision, best["xla"], tuple(best["stages"]))
 
 
+def _untimed(cells: Sequence[dict[str, Any]], run: Run, timing: str) -> Setting | None:
+    """What is in effect where nothing was timed: as asked, and what the cell names where that is open."""
+    untimed = [c for c in cells if c["outcome"] == NOT_TIMED]
+    whole = len(untimed) == len(cells) and run.freeze.name == PRETRAIN
+    cell = next((c for c in untimed if whole or c["timing"] == timing), None)
+    if cell is None:
+        return None
+    precision = cell["precision"] if run.precision == "auto" else run.precision
+    xla = cell["xla"] if run.xla == "auto" else run.xla
+    return Setting(precision, xla, () if run.freeze.name == PRETRAIN else tuple(cell["stages"]))
+
+
 def _precision(cells: Sequence[dict[str, Any]], run: Run, device: str) -> str:
     if run.precision != "auto":
         return run.precision
-    rows = {_row(c) for c in cells}
+    rows = {_row(c) for c in cells if c["outcome"] != NOT_TIMED}
     totals = {}
     for precision in dict.fromkeys(c["precision"] for c in cells):
         ok = [c for c in cells if c["precision"] == precision and c["outcome"] == "ok"]
@@ -127,6 +143,26 @@ def candidates(runs: Sequence[Run], mixed: str) -> list[Candidate]:
     precisions = {p for run in runs for p in (["float32", mixed] if run.precision == "auto" else [run.precision])}
     settings = {x for run in runs for x in (["off", "on"] if run.xla == "auto" else [run.xla])}
     return [(p, x) for x in sorted(settings) for p in sorted(precisions)]
+
+
+def lacking(runs: Sequence[Run], cells: Sequence[dict[str, Any]], mixed: str) -> list[Cell]:
+    """What is still to be timed for some runs, candidate by candidate, given cells that are there."""
+    timings = dict.fromkeys(timing_key(run) for run in runs if run.freeze.name != PRETRAIN)
+    settled = {c["timing"] for c in cells if c["outcome"] == NOT_TIMED}
+    there = {(c["precision"], c["xla"], c["timing"]) for c in cells}
+    wanted = [(*candidate, timing) for candidate in candidates(runs, mixed) for timing in timings]
+    return [cell for cell in wanted if cell not in there and cell[2] not in settled]
+
+
+def default(device: str, mixed: str) -> Candidate:
+    """The candidate that `auto` is where timing would take longer than all training."""
+    return (mixed, "on") if device == "gpu" else ("float32", "off")
+
+
+def described(device: str, mixed: str) -> str:
+    """What `auto` is where nothing was timed, in words."""
+    precision, xla = default(device, mixed)
+    return f"{precision} with XLA {xla}, and features wherever a part is frozen"
 
 
 def needed(runs: Sequence[Run]) -> bool:

@@ -1,29 +1,39 @@
 """The `frostline` command: flags in, one call, an exit status out."""
 
 import argparse
+import csv
 import datetime
 import json
+import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from frostline import __version__, plots
+from frostline import __version__, plots, serving
 from frostline.children import Died
 from frostline.errors import UserError
 from frostline.tables import FORMATS
 
 if TYPE_CHECKING:
+    from frostline.deploy import Served, Step
     from frostline.features import Entry
+    from frostline.predict import Answer
 
+SERVER = "http://127.0.0.1:8501"
 LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 when a cell failed, 2 for a mistake of the user, 130 on Ctrl-C."""
-    args = parser().parse_args(argv)
     try:
+        commands = parser()
+        args, rest = commands.parse_known_args(argv)
+        if rest and args.command is not serve:
+            commands.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.rest = rest  # TensorFlow Serving's own flags
         return args.command(args)
     except UserError as error:
         print(f"frostline: {' '.join(str(error).split())}", file=sys.stderr)
@@ -39,13 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are like all others: one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; type: {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """All commands and flags."""
-    top = argparse.ArgumentParser(prog="frostline", description="How much of a network to freeze, and what it costs.")
+    """All commands and flags; parsing raises UserError."""
+    top = Parser(prog="frostline", description="How much of a network to freeze, and what it costs.")
     top.add_argument("--version", action="version", version=f"frostline {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _before_and_with_training(commands)
     _after_training(commands)
+    _serving(commands)
     return top
 
 
@@ -86,7 +104,7 @@ def _before_and_with_training(commands: Any) -> None:
 def _after_training(commands: Any) -> None:
     sub = commands.add_parser("table", help="comparison tables of finished runs")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
-    sub.add_argument("--format", choices=FORMATS, default="github")
+    sub.add_argument("--format", choices=FORMATS, help="default: plain in a terminal, else github")
     sub.set_defaults(command=table)
 
     sub = commands.add_parser("plot", help="curves of finished runs over epochs and training images")
@@ -110,6 +128,17 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
 
+    sub = commands.add_parser(
+        "serve",
+        help="answer requests as TensorFlow Serving does",
+        epilog="All other flags are those of TensorFlow Serving, as in --port=8500 --rest_api_port=8501.",
+        allow_abbrev=False,
+    )
+    sub.add_argument("exports", nargs="?", type=Path, metavar="EXPORTS", help="default: exports")
+    sub.add_argument("--backend", choices=tuple(serving.BACKENDS), default="auto")
+    sub.add_argument("--host", default="127.0.0.1", help="the address to answer on; default: this machine alone")
+    sub.set_defaults(command=serve)
+
     sub = commands.add_parser("features", help="the stored features of frozen networks")
     verbs = sub.add_subparsers(required=True, metavar="list|clear")
     sub = verbs.add_parser("list", help="what is stored, last used first")
@@ -118,6 +147,47 @@ def _after_training(commands: Any) -> None:
     sub = verbs.add_parser("clear", help="remove features that no command is using")
     sub.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key, 6 or more; all without one")
     sub.set_defaults(command=features_clear)
+
+
+def _serving(commands: Any) -> None:
+    sub = commands.add_parser("predict", help="send images to a running server")
+    sub.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders with images")
+    sub.add_argument("--model", required=True, metavar="NAME", help="as the server calls it: STUDY.CONFIGURATION")
+    sub.add_argument("--url", default=SERVER, help=f"grpc://HOST:PORT or http://HOST:PORT; default: {SERVER}")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--version", type=_positive, metavar="N", help="default: the newest that is served")
+    which.add_argument("--label", metavar="L", help="stable or canary, or another that the server has")
+    sub.add_argument(
+        "--as", dest="form", choices=("bytes", "pixels"), default="bytes", help="pixels: decoded and resized here"
+    )
+    sub.add_argument("--top", type=_positive, default=1, metavar="K", help="the K best classes; default: 1")
+    sub.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="for each answer; default: 10")
+    sub.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    sub.set_defaults(command=predict)
+
+    sub = commands.add_parser("bundle", help="write what TensorFlow Serving needs into EXPORTS/serving")
+    sub.add_argument("exports", type=Path, metavar="EXPORTS")
+    _places(sub, "results")
+    sub.add_argument("--models-at", metavar="DIR", help="where the server sees EXPORTS/saved_model; first: /models")
+    sub.set_defaults(command=bundle)
+
+    sub = commands.add_parser("rollout", help="a new version for a server that polls models.config, step by step")
+    step = sub.add_mutually_exclusive_group()
+    step.add_argument("--version", type=_positive, metavar="N", help="load it, call it canary; default: the newest")
+    step.add_argument("--promote", action="store_true", help="call stable what is canary")
+    step.add_argument("--finish", action="store_true", help="unload what has no label")
+    _moves(sub, rollout)
+
+    sub = commands.add_parser("rollback", help="take the last step of a rollout back")
+    _moves(sub, rollback)
+
+
+def _moves(sub: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int]) -> None:
+    sub.add_argument("model", metavar="MODEL")
+    _places(sub, "exports")
+    sub.add_argument("--url", help="of the server, to see each step done: grpc://HOST:PORT or http://HOST:PORT")
+    sub.add_argument("--timeout", type=_seconds, default=300.0, metavar="S", help="for each step; default: 300")
+    sub.set_defaults(command=command)
 
 
 def _places(sub: argparse.ArgumentParser, *which: str) -> None:
@@ -167,7 +237,7 @@ def _entries(what: str) -> list[dict[str, str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Run a study and print its tables."""
-    from frostline import harness, records, tables
+    from frostline import deploy, harness, records, tables
     from frostline.plan import Options
 
     options = Options(
@@ -182,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
     )
     places = harness.Places(args.results, args.exports, args.data_dir, args.features_memory)
     if args.dry_run:
-        print(tables.plan(harness.dry_run(args.study, options, places)))
+        print(tables.plan(harness.dry_run(args.study, options, places), _width()))
         return 0
     infer = not (args.no_infer or args.no_export)
     good, asked = harness.run_study(
@@ -190,7 +260,9 @@ def run(args: argparse.Namespace) -> int:
     )
     name = Path(args.study).stem
     found = [r for r in records.read(args.results) if r["study"] == name]
-    print(tables.render(found, _terminal_format(), asked))
+    print(tables.render(found, _terminal_format(), asked, width=_width()))
+    if deploy.published(args.exports) and not args.no_export:
+        _renew_bundle(args.exports, args.results)
     return 0 if good else 1
 
 
@@ -207,14 +279,17 @@ def layers(args: argparse.Namespace) -> int:
         print(json.dumps([{key: entry[key] for key in keys} for entry in found], indent=2))
     else:
         print(tables.layers(found, each=args.all))
-    return 0
+    problems = [stage["problem"] for entry in found for stage in entry["stages"] if stage["problem"]]
+    for problem in problems:
+        print(f"frostline: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def table(args: argparse.Namespace) -> int:
     """Print the tables of one or several results folders."""
     from frostline import tables
 
-    print(tables.render(_records(args.results), args.format))
+    print(tables.render(_records(args.results), args.format or _terminal_format(), width=_width()))
     return 0
 
 
@@ -237,7 +312,7 @@ def _records(folders: list[Path]) -> list[dict[str, Any]]:
 
 def export(args: argparse.Namespace) -> int:
     """Publish the models of a results folder that are not published yet."""
-    from frostline import harness, records
+    from frostline import deploy, harness, records
     from frostline.errors import nearest
 
     places = harness.Places(args.results, args.exports, args.data_dir)
@@ -251,7 +326,10 @@ def export(args: argparse.Namespace) -> int:
     asked = args.only or {c.freeze for c in configurations if not c.trial}
     chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
-        return 0 if harness.export_models(chosen, places) else 1
+        good = harness.export_models(chosen, places)
+    if deploy.published(args.exports):
+        print(_renew_bundle(args.exports, args.results))
+    return 0 if good else 1
 
 
 def infer(args: argparse.Namespace) -> int:
@@ -272,8 +350,13 @@ def infer(args: argparse.Namespace) -> int:
         )
     names = {m["name"] for m in manifests}
     shown = [r for r in records.read(args.results) if r.get("model") in names]
-    print(tables.render(shown, _terminal_format(), kinds=("infer",)))
+    print(tables.render(shown, _terminal_format(), kinds=("infer",), width=_width()))
     return 0 if good else 1
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Answer requests until Ctrl-C."""
+    return serving.serve(args.exports, args.backend, args.host, args.rest)
 
 
 def features_list(args: argparse.Namespace) -> int:
@@ -320,8 +403,100 @@ def features_clear(args: argparse.Namespace) -> int:
     return 0
 
 
+def predict(args: argparse.Namespace) -> int:
+    """Print the classes that a server finds in images; 1 where some were not answered."""
+    # gRPC's stubs and decoding bring TensorFlow, which would talk, and take a GPU that the server may need.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    from frostline import client
+    from frostline.predict import Asked, images
+    from frostline.predict import predict as ask
+
+    asked = Asked(args.model, args.version, args.label, args.form, args.top)
+    paths = images(args.images)
+    with client.connect(args.url, timeout=args.timeout) as connection:
+        answers = list(ask(connection, asked, paths))
+    failed = [answer for answer in answers if answer.trouble]
+    if args.format == "json":
+        print(json.dumps([_answer(answer) for answer in answers], indent=2, ensure_ascii=False))
+    else:
+        _print_rows([(str(a.path), n, f"{score:.4f}") for a in answers for n, score in a.best], args.format)
+    for answer in failed:
+        print(f"frostline: {answer.path}: {answer.trouble}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _answer(answer: "Answer") -> dict[str, Any]:
+    if answer.trouble:
+        return {"file": str(answer.path), "error": answer.trouble}
+    return {"file": str(answer.path), "classes": [{"class": name, "score": score} for name, score in answer.best]}
+
+
+def _print_rows(rows: list[tuple[str, str, str]], form: str) -> None:
+    headers = ("file", "class", "score")
+    if form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([headers, *rows])
+        return
+    from tabulate import tabulate
+
+    print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=("left", "left", "right")))
+
+
+def bundle(args: argparse.Namespace) -> int:
+    """Write the deployment bundle of an exports folder."""
+    print(_renew_bundle(args.exports, args.results, args.models_at))
+    return 0
+
+
+def _renew_bundle(exports: Path, results: Path, models_at: str | None = None) -> Path:
+    from frostline import deploy, records
+
+    folder, told = deploy.bundle(exports, records.read(results), models_at=models_at)
+    for line in told:
+        print(line, file=sys.stderr)
+    return folder
+
+
+def rollout(args: argparse.Namespace) -> int:
+    """Write the next step of a rollout into models.config."""
+    from frostline import deploy
+
+    def step(now: "Served") -> "Step":
+        if args.promote:
+            return deploy.promote(args.model, now)
+        if args.finish:
+            return deploy.finish(args.model, now)
+        return deploy.forward(args.model, now, deploy.versions(args.exports, args.model), args.version)
+
+    return _take(args, step)
+
+
+def rollback(args: argparse.Namespace) -> int:
+    """Write one step back into models.config."""
+    from frostline import deploy
+
+    return _take(args, lambda now: deploy.back(args.model, now, deploy.versions(args.exports, args.model)))
+
+
+def _take(args: argparse.Namespace, step: Callable[["Served"], "Step"]) -> int:
+    from frostline import client, deploy
+
+    if not args.url:
+        deploy.take(args.exports, args.model, step, None, print)
+        return 0
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with client.connect(args.url) as connection:
+        deploy.take(args.exports, args.model, step, deploy.Server(connection, args.timeout), print)
+    return 0
+
+
 def _terminal_format() -> str:
     return "plain" if sys.stdout.isatty() else "github"
+
+
+def _width() -> int | None:
+    """How many characters wide tables may be: what the terminal has, and anything where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 # -- values of flags -----------------------------------------------------------------------------------
@@ -331,6 +506,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _bytes(text: str) -> int:

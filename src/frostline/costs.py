@@ -32,14 +32,15 @@ class Cost:
     """The engine for a stage and why; predicted seconds with it and, where both were looked at, with the other.
 
     `pass_seconds` is the pass over all images, `features_bytes` what is stored of them; None for the plain engine.
+    All seconds are None where nothing was timed.
     """
 
     engine: str
     reason: str
-    seconds: float
-    other_seconds: float | None
-    step_seconds: float
-    first_step_seconds: float
+    seconds: float | None = None
+    other_seconds: float | None = None
+    step_seconds: float | None = None
+    first_step_seconds: float | None = None
     pass_seconds: float | None = None
     features_bytes: int | None = None
     boundary: tuple[str, ...] = ()
@@ -54,13 +55,14 @@ def stages(
     *,
     xla: bool,
     room: Room,
-    known: dict[tuple[str, ...], float],
+    known: dict[tuple[str, ...], float] | None,
 ) -> list[Cost]:
     """The cost of each stage of a network for `images` in `train`, `validation` and `test`; changes its weights.
 
     `images["pass"]` are those that features are made of: all of them, also where a part is trained on.
 
-    `known` keeps the time of each prefix in one precision. Raises UserError where the cached engine is asked for and
+    `known` keeps the time of each prefix in one precision; without it nothing is timed, and features are taken wherever
+    a part is frozen and they have room. Raises UserError where the cached engine is asked for and
     its features have no room.
     """
     moved: set[str] = set()
@@ -82,20 +84,21 @@ def _stage(
     moved: set[str],
     xla: bool,
     room: Room,
-    known: dict[tuple[str, ...], float],
+    known: dict[tuple[str, ...], float] | None,
 ) -> Cost:
+    timed = known is not None
     if asked == "plain":
-        return _plain(network, stage, images, xla, "asked for")
+        return _plain(network, stage, images, xla, "asked for", timed)
     cut = frontier.split(network.model, mode=stage.frontier)
     if cut.prefix is None:
-        return _plain(network, stage, images, xla, "nothing below the frontier")
+        return _plain(network, stage, images, xla, "nothing below the frontier", timed)
     if moved & set(cut.below):
         if stage.frontier != "exact":
             raise UserError(
                 f'frontier = "{stage.frontier}" needs a frozen part that no earlier stage trains, and one trains '
                 f'{", ".join(sorted(moved & set(cut.below)))}; give that stage frontier = "exact"'
             )
-        return _plain(network, stage, images, xla, "an earlier stage trains below the frontier")
+        return _plain(network, stage, images, xla, "an earlier stage trains below the frontier", timed)
     total = _passed(images, stage)
     if cut.image_bytes * total > room.disk_bytes:
         told = f"its features take {size(cut.image_bytes * total)}, and there is room for {size(room.disk_bytes)}"
@@ -106,27 +109,29 @@ def _stage(
             )
         cut = frontier.split(network.model, mode=stage.frontier, most_bytes=room.disk_bytes // total)
         if cut.prefix is None:
-            return _plain(network, stage, images, xla, told)
+            return _plain(network, stage, images, xla, told, timed)
         cost = _cached(network, cut, stage, images, xla, room, known)
         cost = dataclasses.replace(cost, most_bytes=room.disk_bytes // total, reason=f"cut lower: {told}")
     else:
         cost = _cached(network, cut, stage, images, xla, room, known)
     if asked == "cached" or stage.frontier != "exact":
         return dataclasses.replace(cost, reason="asked for")
-    if cost.other_seconds is not None and cost.seconds <= cost.other_seconds:
+    if cost.seconds is None or (cost.other_seconds is not None and cost.seconds <= cost.other_seconds):
         return cost
     reason = (
         "new views in every epoch leave little"
         if _streamed(stage)
         else "reading features would cost more than computing them"
     )
-    plain = _plain(network, stage, images, xla, reason)
-    if plain.seconds <= cost.seconds:
+    plain = _plain(network, stage, images, xla, reason, timed)
+    if plain.seconds is not None and plain.seconds <= cost.seconds:
         return dataclasses.replace(plain, other_seconds=cost.seconds)
     return dataclasses.replace(cost, other_seconds=plain.seconds)
 
 
-def _plain(network: Network, stage: Stage, images: Mapping[str, int], xla: bool, reason: str) -> Cost:
+def _plain(network: Network, stage: Stage, images: Mapping[str, int], xla: bool, reason: str, timed: bool) -> Cost:
+    if not timed:
+        return Cost("plain", reason)
     times = training.time_steps(network, stage, xla=xla)
     image = times.step_seconds / stage.batch_size
     seconds = times.first_step_seconds + image * (_trained(images, stage) + FORWARD * _answered(images, stage))
@@ -140,16 +145,18 @@ def _cached(
     images: Mapping[str, int],
     xla: bool,
     room: Room,
-    known: dict[tuple[str, ...], float],
+    known: dict[tuple[str, ...], float] | None,
 ) -> Cost:
     """The cost with features; the other is the least the plain engine could take: the same steps, prefix included."""
+    trained, answered, stored = _trained(images, stage), _answered(images, stage), _passed(images, stage)
+    if known is None:
+        return Cost("cached", "not timed", features_bytes=cut.image_bytes * stored, boundary=cut.boundary)
     if cut.boundary not in known:
         known[cut.boundary] = prefix.seconds_per_image(cut, size=network.model.input_shape[1])
     pass_image = known[cut.boundary]
     training.compile_model(cut.suffix, stage, xla, network.head.label_smoothing)
     rows = _random_rows(cut, stage.batch_size, network.model.output_shape[-1])
     first, step = cached.time_steps(cut.suffix, rows, stage.batch_size, time.perf_counter)
-    trained, answered, stored = _trained(images, stage), _answered(images, stage), _passed(images, stage)
     suffix = first + step / stage.batch_size * (trained + FORWARD * answered)
     again = trained if _streamed(stage) else 0
     fits = cut.image_bytes * stored <= room.memory_bytes
@@ -167,6 +174,14 @@ def _cached(
         pass_seconds=pass_image * stored,
         features_bytes=cut.image_bytes * stored,
         boundary=cut.boundary,
+    )
+
+
+def shown(stages: tuple[Stage, ...], images: Mapping[str, int]) -> float:
+    """Images that pass through a network while some stages train: forward and backward, or a share of that."""
+    end = images["train"] + images["validation"] + images.get("test", 0)
+    return sum(_trained(images, stage) + FORWARD * stage.epochs * images["validation"] for stage in stages) + (
+        FORWARD * end
     )
 
 

@@ -632,7 +632,7 @@ def _decode_into(path: Path, encoded: Encoded, shape: tuple[int, ...]) -> None:
     with _replacing(path) as out, ThreadPool() as pool:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(out, header)
-        images = pool.imap(partial(_decode_one, size=shape[1]), [source for _, source in encoded])
+        images = pool.imap(partial(decode_one, size=shape[1]), [source for _, source in encoded])
         for (key, _), image in zip(encoded, images, strict=True):
             if isinstance(image, str):
                 broken.append(f"{key} ({image})")
@@ -645,25 +645,35 @@ def _decode_into(path: Path, encoded: Encoded, shape: tuple[int, ...]) -> None:
             )
 
 
-def _decode_one(source: Path | bytes, size: int) -> np.ndarray | str:
+def decode_one(source: Path | bytes, size: int) -> np.ndarray | str:
     """The image uint8 [size, size, 3] of a file or of its bytes, or what is wrong with it."""
     import tensorflow as tf
-    from PIL import Image
 
     try:
         raw = source if isinstance(source, bytes) else source.read_bytes()
-        if not raw:
-            return "empty"
+        if trouble := unfit(raw):
+            return trouble
         with tf.device("CPU"):
-            image = decode(tf.constant(raw), size).numpy()
-        # TensorFlow takes the indices of a BMP's palette for grey values, and says nothing.
-        if raw.startswith(b"BM"):
+            return decode(tf.constant(raw), size).numpy()
+    except (OSError, tf.errors.OpError):
+        return "corrupt, truncated or no image"
+
+
+def unfit(raw: bytes) -> str | None:
+    """What is wrong with the bytes of an image that TensorFlow would not find."""
+    from PIL import Image
+
+    if not raw:
+        return "empty"
+    # TensorFlow takes the indices of a BMP's palette for grey values, and says nothing.
+    if raw.startswith(b"BM"):
+        try:
             with Image.open(io.BytesIO(raw)) as bitmap:
                 if bitmap.mode == "P":
                     return "a BMP with a palette; save it as PNG"
-        return image
-    except (OSError, tf.errors.OpError):
-        return "corrupt, truncated or no image"
+        except OSError:
+            return "corrupt, truncated or no image"
+    return None
 
 
 # -- TensorFlow Datasets ---------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Which layers train: rules in, a mask out, and the proof that what was frozen did not move."""
 
+import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -58,9 +59,23 @@ def resolve(rules: Sequence[str], layers: Sequence[tuple[str, str, str]]) -> set
     """
     yes: set[str] = set()
     no: set[str] = set()
+    check_form(rules)
     for rule in rules:
         (no if rule.startswith("!") else yes).update(_match(rule.removeprefix("!"), rule, layers))
     return yes - no
+
+
+def check_form(rules: Sequence[str]) -> None:
+    """Refuse rules that fit no network at all; raises UserError."""
+    for written in rules:
+        rule = written.removeprefix("!")
+        kind, _, value = rule.partition(":")
+        if kind in NUMBERED and value and not (value.isdecimal() and int(value)):
+            raise UserError(f"rule {written!r}: give a number of layers of the backbone, from 1 on")
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise UserError(f"rule {written!r} is not a regular expression: {error}") from error
 
 
 def _match(rule: str, written: str, layers: Sequence[tuple[str, str, str]]) -> set[str]:
@@ -75,25 +90,27 @@ def _match(rule: str, written: str, layers: Sequence[tuple[str, str, str]]) -> s
         return set(NUMBERED[kind](backbone, int(value)))
     if kind in ("from", "only") and value:
         if value not in everything:
-            raise UserError(f"rule {written!r} matches nothing: there is no layer {value!r}; {_known(layers)}")
+            raise UserError(
+                f"rule {written!r} matches nothing: there is no layer {value!r}; {_near(value, everything)}"
+            )
         start = everything.index(value)
         return set(everything[start:] if kind == "from" else [value])
     if kind == "type" and value:
         found = {name for _, name, cls in layers if value == cls}
+        known = list(dict.fromkeys(cls for _, _, cls in layers))
     else:
-        try:
-            found = {name for group, name, _ in layers if re.fullmatch(rule, f"{group}/{name}")}
-        except re.error as error:
-            raise UserError(f"rule {written!r} is not a regular expression: {error}") from error
+        found = {name for group, name, _ in layers if re.fullmatch(rule, f"{group}/{name}")}
+        known = [f"{group}/{name}" for group, name, _ in layers]
+        known += [f"{group}/.*" for group in dict.fromkeys(group for group, _, _ in layers)]
     if not found:
-        raise UserError(f"rule {written!r} matches nothing; {_known(layers)}")
+        raise UserError(f"rule {written!r} matches nothing; {_near(value if kind == 'type' else rule, known)}")
     return found
 
 
-def _known(layers: Sequence[tuple[str, str, str]]) -> str:
-    names = [f"{group}/{name}" for group, name, _ in layers]
-    shown = names if len(names) <= 24 else [*names[:4], "...", *names[-16:]]
-    return f"layers are: {', '.join(shown)}"
+def _near(asked: str, known: list[str]) -> str:
+    """A clause with the known words that come nearest, the best first."""
+    close = difflib.get_close_matches(asked, known, n=3, cutoff=0.0)
+    return f"nearest: {', '.join(close)}"
 
 
 def describe(model: Any, groups: Mapping[str, str]) -> list[tuple[str, str, str]]:

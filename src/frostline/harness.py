@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from frostline import (
+    backbones,
     children,
     choice,
     datasets,
     exporting,
     features,
+    freezing,
+    heads,
     inference,
     machine,
     plan,
@@ -32,6 +35,7 @@ from frostline.progress import Progress, duration
 from frostline.studies import Study
 
 BATCH_SIZES = (1, 32, 256)
+STARTING = "starting TensorFlow"  # what a child does before its first event
 OWN_PROCESS_SECONDS = 20.0  # a pass that takes longer gets a process of its own: bench/NOTES.md
 Event = dict[str, Any]
 
@@ -60,17 +64,19 @@ def run_study(
     Returns whether all of it went well, and the configurations that were asked for.
     """
     started = time.monotonic()
-    study = studies.load(name)
+    study = load(name, options)
     with records.lock(places.results):
         known = set() if fresh else finished(places.results)
         planned, trained = plan_runs(study, options, places, known), 0
+        tell_finished(study.name, planned, known)
         settled: tuple[list[Event], str] | None = None
         while pending := [run for run in planned if run.identity not in known]:
             if settled is None:  # the whole study, also under --only: `auto` chooses once for all of its rows
                 everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
-                settled = settle(everything, pending, places, fresh=fresh)
+                settled = settle(everything, pending, places, fresh=fresh, where=name)
             untrained = take_over(pending, planned, places.results)
-            train_all(untrained, [choice.pick(settled[0], run, settled[1]) for run in untrained], places)
+            settings = [choice.pick(settled[0], run, settled[1]) for run in untrained]
+            train_all(untrained, settings, places, done=len(planned) - len(untrained))
             trained += len(untrained)
             known |= {run.identity for run in pending}
             planned = plan_runs(study, options, places, known) if study.search else planned  # what follows from these
@@ -88,22 +94,29 @@ def run_study(
     return good, {run.configuration for run in planned}
 
 
-def settle(everything: list[Run], pending: list[Run], places: Places, *, fresh: bool) -> tuple[list[Event], str]:
+def settle(
+    everything: list[Run], pending: list[Run], places: Places, *, fresh: bool, where: str = ""
+) -> tuple[list[Event], str]:
     """Check a whole study, and measure what `auto` means for all of its rows: the cells, and the kind of device.
 
-    Neither is done again where only seeds are added to configurations that have finished with other ones.
+    Cells that an earlier command measured are not measured again; nor is a study checked again where only seeds are
+    added to configurations that have finished with other ones.
     """
     key = choice.key(everything)
     told = [] if fresh else records.read(places.results)
     kept = next((r for r in reversed(told) if r["kind"] == "choice" and r["key"] == key), None)
     proven = {r["configuration"] for r in told if r["kind"] == "train" and r["outcome"] == "ok"}
-    if kept and proven.issuperset(run.configuration for run in pending):
+    whole = kept and "mixed" in kept and not choice.lacking(everything, kept["cells"], kept["mixed"])
+    if kept and whole and proven.issuperset(run.configuration for run in pending):
         return kept["cells"], kept["device"]
-    checked = preflight(everything, places)
-    cells = kept["cells"] if kept else []
-    if not kept and choice.needed(pending):
-        cells = measure_steps(everything, key, checked, places)
-    return cells, checked["device"]
+    there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
+    asked = choice.needed(pending)
+    checked = preflight(everything, places, where=where, timing=asked and not there)
+    if not asked:
+        return there, checked["device"]
+    if kept and not choice.lacking(everything, there, checked["mixed"]):
+        return kept["cells"], checked["device"]
+    return choose(everything, key, checked, there, places), checked["device"]
 
 
 def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run]:
@@ -120,31 +133,82 @@ def take_over(pending: list[Run], planned: list[Run], results: Path) -> list[Run
     return left
 
 
+def load(name: str, options: Options) -> Study:
+    """A study in which all that can be known without TensorFlow is in order; says which rows flags override."""
+    study = studies.load(name)
+    plan.resolve(study, options)
+    backbones.get(study.backbone.name)
+    rows = [(f"[[freeze]] {f.name!r}", f) for f in study.freeze]
+    rows += [("[pretrain]", study.pretrain.freeze)] if study.pretrain else []
+    for row, freeze in rows:
+        try:
+            if freeze.head != "inherit":
+                heads.resolve(freeze.head, backbones.get(study.backbone.name).head)
+            for rules in (freeze.reset, *(stage.train for stage in freeze.stages)):
+                freezing.check_form(rules)
+        except UserError as error:
+            raise UserError(f"{name}: {row}: {error}") from error
+    for line in plan.overridden(study, options):
+        say(line)
+    return study
+
+
+def tell_finished(name: str, planned: list[Run], known: Collection[str]) -> None:
+    """Say how many runs of a study were found finished, where others are left to do."""
+    done = sum(run.identity in known for run in planned)
+    if 0 < done < len(planned):
+        say(f"{name}: {done} of {len(planned)} runs are done already")
+
+
 def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
-    planned = plan_runs(studies.load(name), options, places, finished(places.results))
+    study = load(name, options)
+    known = finished(places.results)
+    planned = plan_runs(study, options, places, known)
+    everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
     names = [(run.freeze.name, run.variant) for run in planned]
     searches = {run.freeze.name: plan.heading(run)["search"] for run in planned}
+    asked = set(map(_shape, planned))
+    checked = _look(everything, places, where=name, estimate=asked, timing=choice.needed(planned))
     return [
-        {**c, "seeds": names.count((c["freeze"], c["variant"])), "search": searches[c["freeze"]]}
-        for c in _look(planned, places, estimate=True)
+        {
+            **c,
+            "seeds": names.count((c["freeze"], c["variant"])),
+            "search": searches[c["freeze"]],
+            "auto": _auto(everything, checked, places),
+        }
+        for c in checked["configurations"]
+        if c["estimate"]
     ]
+
+
+def _auto(everything: list[Run], checked: Event, places: Places) -> str | None:
+    """How a command that trains would settle what is `auto`."""
+    key, effort = choice.key(everything), checked["effort"]
+    if not effort:
+        return None
+    if any(r["kind"] == "choice" and r["key"] == key for r in records.read(places.results)):
+        return "chosen by an earlier command, whose choice is taken"
+    if too_little(effort):
+        return f"not timed, because {_little(effort)}: {choice.described(checked['device'], checked['mixed'])}"
+    cells = len(choice.lacking(everything, [], checked["mixed"]))
+    return f"timed first, {cells} cells in about {duration(effort['timing_seconds'])}"
 
 
 def layers(name: str, options: Options, places: Places) -> list[Event]:
     """Every layer of each configuration of a study, stage by stage; trains and keeps nothing."""
     each: dict[str, Run] = {}  # variants and seeds have the same layers
-    for run in plan_runs(studies.load(name), options, places):
+    for run in plan_runs(load(name, options), options, places):
         each.setdefault(run.freeze.name, run)
-    found = _look(list(each.values()), places, layers=True)
+    found = _look(list(each.values()), places, where=name, layers=True)["configurations"]
     return [c for c in found if not options.only or c["freeze"] in options.only]
 
 
-def _look(planned: list[Run], places: Places, **asked: bool) -> list[Event]:
-    """What the preflight finds of each configuration, its log in a folder that goes at once."""
+def _look(planned: list[Run], places: Places, **asked: Any) -> Event:
+    """What the preflight finds, its log in a folder that goes at once."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return preflight(planned, dataclasses.replace(places, results=Path(folder)), **asked)["configurations"]
+            return preflight(planned, dataclasses.replace(places, results=Path(folder)), **asked)
         except children.Died as error:
             raise children.Died(str(error).partition(" (see ")[0]) from error
 
@@ -182,13 +246,35 @@ def plan_runs(study: Study, options: Options, places: Places, known: Collection[
                 return planned
 
 
-def preflight(planned: list[Run], places: Places, *, estimate: bool = False, layers: bool = False) -> Event:
-    """Check every name and rule on models with random weights; returns what was found, raises UserError."""
+def preflight(
+    planned: list[Run],
+    places: Places,
+    *,
+    where: str = "",
+    timing: bool = False,
+    estimate: Collection[str] = (),
+    layers: bool = False,
+) -> Event:
+    """Check every name and rule on models with random weights; returns what was found, raises UserError.
+
+    `where`: what a person called the study. `timing`: candidates are to be timed for what is `auto`, so it is found
+    what that takes, and all training.
+    `estimate`: configurations with their variants of which a few steps are timed at once.
+    """
     found: Event = {}
     distinct = {run.configuration: run for run in planned}
-    runs = [plan.plain(run) for run in distinct.values()]
-    job = {"action": "preflight", "runs": runs, "estimate": estimate, "layers": layers}
-    with Progress(len(distinct), "configurations") as progress:
+    number = Counter(run.configuration for run in planned)
+    job = {
+        "action": "preflight",
+        "where": where or planned[0].study,
+        "runs": [plan.plain(run) for run in distinct.values()],
+        "counts": [number[configuration] for configuration in distinct],
+        "cells": len(choice.lacking(planned, [], "mixed_bfloat16")) if timing else 0,
+        "estimate": sorted(estimate),
+        "layers": layers,
+    }
+    with Progress(len(distinct), "configurations", left=False) as progress:
+        progress.show(f"{STARTING} to check the study")
 
         def on_event(event: Event) -> None:
             if event["event"] == "checking":
@@ -226,33 +312,91 @@ def newest(results: Path) -> dict[str, Event]:
 # -- what `auto` means ---------------------------------------------------------------------------------
 
 
-def measure_steps(planned: list[Run], key: str, checked: Event, places: Places) -> list[Event]:
-    """Step times of every configuration under each precision and XLA setting, kept as a record."""
+def choose(planned: list[Run], key: str, checked: Event, there: list[Event], places: Places) -> list[Event]:
+    """What `auto` means for every configuration, kept as a record: measured cells, or a default where measuring them
+    would take longer than all training."""
     rows = {(r.freeze.name, choice.timing_key(r)): r for r in planned if r.freeze.name != plan.PRETRAIN}
-    distinct = {timing: run for (_, timing), run in reversed(rows.items())}
-    asked = {choice.timing_key(run) for run in planned if run.xla == "on"}  # which are tried, whatever they save
-    number = Counter(choice.timing_key(run) for run in planned)
-    counts = {timing: None if timing in asked else count for timing, count in number.items()}
-    candidates = choice.candidates(planned, checked["mixed"])
+    distinct: dict[str, Run] = {}
+    for (_, timing), run in rows.items():
+        distinct.setdefault(timing, run)
     shapes = {f"{c['freeze']} {c['variant']}": c for c in checked["configurations"]}
-    timed: list[Event] = []
-    with Progress(len(candidates) * len(distinct), "cells") as progress:
-        while len(timed) < len(candidates) * len(distinct):
-            left = candidates[len(timed) // len(distinct) :]
-            timed += Timing(distinct, counts, shapes, left, timed, places, progress).run()
-    cells = [
+    cells = there + _untimed(planned, distinct, shapes, checked)
+    todo = choice.lacking(planned, cells, checked["mixed"])
+    cells += measure_steps(planned, distinct, todo, cells, shapes, key, places)
+    by_timing: dict[str, dict[choice.Candidate, Event]] = {}
+    for cell in cells:
+        by_timing.setdefault(cell["timing"], {})[cell["precision"], cell["xla"]] = cell
+    told = [
         {**cell, "freeze": name, "engine_asked": run.engine}
         for (name, timing), run in rows.items()
-        for cell in timed
-        if cell["timing"] == timing
+        for cell in by_timing[timing].values()
     ]
-    record = {"kind": "choice", "study": planned[0].study, "key": key, "device": checked["device"], "cells": cells}
+    facts = {key: checked[key] for key in ("device", "mixed", "effort")}
+    record = {"kind": "choice", "study": planned[0].study, "key": key, **facts, "cells": told}
     records.append(places.results, {**record, "time": records.now(), "machine": machine.facts()})
+    return told
+
+
+def _untimed(planned: list[Run], distinct: dict[str, Run], shapes: dict[str, Event], checked: Event) -> list[Event]:
+    """Cells for what is not timed: all configurations where timing takes longer than all training, else those that
+    are asked for by name and have no part to compute once."""
+    effort = checked["effort"]
+    all_of_them = too_little(effort)
+    open_ones = {choice.timing_key(run) for run in planned if "auto" in (run.precision, run.xla)}
+    reason = _little(effort) if all_of_them else None
+    cells = []
+    for timing, run in distinct.items():
+        stages = shapes[_shape(run)]["untimed"]
+        engine = choice.engine([stage["engine"] for stage in stages])
+        if all_of_them or (engine == "plain" and timing not in open_ones):
+            precision, xla = choice.default(checked["device"], checked["mixed"])
+            cell = {"precision": precision, "xla": xla, "timing": timing, "outcome": choice.NOT_TIMED, "reason": reason}
+            cells.append({**cell, "stages": stages, "engine": engine, "step_seconds": None, "elapsed_seconds": None})
     return cells
 
 
+def too_little(effort: Event | None) -> bool:
+    """Whether timing would take longer than all training."""
+    return effort is not None and effort["training_seconds"] < effort["timing_seconds"]
+
+
+def _little(effort: Event) -> str:
+    training, timing = (duration(effort[f"{what}_seconds"]) for what in ("training", "timing"))
+    return f"all training takes at most about {training}, timing about {timing}"
+
+
+def _shape(run: Run) -> str:
+    return f"{run.freeze.name} {run.variant}"
+
+
+def measure_steps(
+    planned: list[Run],
+    distinct: dict[str, Run],
+    todo: list[choice.Cell],
+    there: list[Event],
+    shapes: dict[str, Event],
+    key: str,
+    places: Places,
+) -> list[Event]:
+    """Time some cells, each kept as a record of its own as soon as it is measured."""
+    asked = {choice.timing_key(run) for run in planned if run.xla == "on"}  # which are tried, whatever they save
+    number = Counter(choice.timing_key(run) for run in planned)
+    counts = {timing: None if timing in asked else count for timing, count in number.items()}
+
+    def keep(cell: Event) -> None:
+        told = {"kind": "cell", "study": planned[0].study, "key": key, "cell": cell, "time": records.now()}
+        records.append(places.results, told)
+
+    timed: list[Event] = []
+    with Progress(len(todo), "cells", left=False) as progress:
+        while len(timed) < len(todo):
+            left = todo[len(timed) :]
+            timed += Timing(distinct, counts, shapes, left, there + timed, keep, places, progress).run()
+    return timed
+
+
 class Timing:
-    """Candidates timed in one child. It is ended when a cell passes its limit; the candidate's other cells are then
+    """Cells timed in one child. It is ended when a cell passes its limit; the other cells of that candidate are then
     not tried, and the candidates after it are left to another child."""
 
     def __init__(
@@ -260,13 +404,14 @@ class Timing:
         distinct: dict[str, Run],
         counts: Mapping[str, int | None],
         shapes: dict[str, Event],
-        candidates: list[choice.Candidate],
+        todo: list[choice.Cell],
         earlier: list[Event],
+        keep: Callable[[Event], None],
         places: Places,
         progress: Progress,
     ) -> None:
-        self.distinct, self.counts, self.shapes, self.candidates = distinct, counts, shapes, candidates
-        self.places, self.progress = places, progress
+        self.distinct, self.counts, self.shapes, self.todo = distinct, counts, shapes, todo
+        self.earlier, self.keep, self.places, self.progress = earlier, keep, places, progress
         self.cells: list[Event] = []
         self.best: dict[str, float] = {}
         for cell in earlier:
@@ -274,28 +419,41 @@ class Timing:
         self.cell_started: float | None = None
 
     def run(self) -> list[Event]:
-        runs = [plan.plain(run) for run in self.distinct.values()]
-        job = {"action": "steps", "candidates": self.candidates, "runs": runs, "shapes": self.shapes}
-        job["counts"] = [self.counts[timing] for timing in self.distinct]
+        self.progress.show(f"{STARTING} to time steps")
         try:
-            spawn(job, self.places, "logs/steps.txt", self.on_event, self.deadline)
+            spawn(self.job(), self.places, "logs/steps.txt", self.on_event, self.deadline)
             return self.cells
         except children.GivenUp:
             self.add("given up", f"over {self.limit():.0f} s, {choice.GIVE_UP_FACTOR:g} times the best")
         except children.Died as error:
             self.add("failed", str(error))
-        while len(self.cells) % len(self.distinct):
+        ended = self.cells[-1]
+        while (current := self.current()) and current[:2] == (ended["precision"], ended["xla"]):
             self.add("not tried", "an earlier cell of this candidate did not end")
         return self.cells
 
-    def current(self) -> tuple[choice.Candidate, str] | None:
-        """The candidate and the configuration being timed; None when all are."""
-        number, cell = divmod(len(self.cells), len(self.distinct))
-        return (self.candidates[number], list(self.distinct)[cell]) if number < len(self.candidates) else None
+    def job(self) -> Event:
+        numbers = {timing: number for number, timing in enumerate(self.distinct)}
+        return {
+            "action": "steps",
+            "runs": [plan.plain(run) for run in self.distinct.values()],
+            "counts": [self.counts[timing] for timing in self.distinct],
+            "shapes": self.shapes,
+            "todo": [[precision, xla, numbers[timing]] for precision, xla, timing in self.todo],
+            "measured": [
+                [cell["precision"], cell["xla"], numbers[cell["timing"]], cell["stages"]]
+                for cell in self.earlier
+                if cell["outcome"] == "ok"
+            ],
+        }
+
+    def current(self) -> choice.Cell | None:
+        """The cell being timed; None when all are."""
+        return self.todo[len(self.cells)] if len(self.cells) < len(self.todo) else None
 
     def limit(self) -> float | None:
         current = self.current()
-        best = self.best.get(current[1]) if current else None
+        best = self.best.get(current[2]) if current else None
         return None if best is None else choice.GIVE_UP_FACTOR * best
 
     def learn(self, cell: Event) -> None:
@@ -306,11 +464,12 @@ class Timing:
     def add(self, outcome: str, reason: str | None, stages: list[Event] | None = None, **facts: Any) -> None:
         current = self.current()
         assert current
-        (precision, xla), timing = current
+        precision, xla, timing = current
         cell = {"precision": precision, "xla": xla, "timing": timing, "outcome": outcome, "reason": reason}
         blank = {"stages": stages, "engine": None, "step_seconds": None, "elapsed_seconds": None}
         self.cells.append({**cell, **blank, **facts})
         self.learn(self.cells[-1])
+        self.keep(self.cells[-1])
 
     def on_event(self, event: Event) -> None:
         instant = time.monotonic()
@@ -323,7 +482,7 @@ class Timing:
         self.cell_started = instant
         timed = event["event"] == "cell"
         if current := self.current():
-            (precision, xla), timing = current
+            precision, xla, timing = current
             self.progress.show(f"timing {self.distinct[timing].freeze.name}, {precision}, XLA {xla}", advance=timed)
 
     def deadline(self) -> float | None:
@@ -356,14 +515,14 @@ def groups(members: Iterable[Member]) -> list[list[Member]]:
     return sorted(found.values(), key=lambda group: group[0].run.freeze.name != plan.PRETRAIN)
 
 
-def train_all(pending: list[Run], settings: list[choice.Setting], places: Places) -> None:
-    """Train the runs group by group, each group in a fresh child.
+def train_all(pending: list[Run], settings: list[choice.Setting], places: Places, *, done: int = 0) -> None:
+    """Train the runs group by group, each group in a fresh child; `done` others of the study have finished.
 
     When a child dies, what it left undone is tried once more, each run alone; then it is recorded as failed.
     """
     members = [
-        Member(run, setting, f"[{number}/{len(pending)}] {_called(run)}")
-        for number, (run, setting) in enumerate(zip(pending, settings, strict=True), 1)
+        Member(run, setting, f"[{number}/{done + len(pending)}] {_called(run)}")
+        for number, (run, setting) in enumerate(zip(pending, settings, strict=True), done + 1)
     ]
     with Progress(sum(member.epochs for member in members)) as progress:
         for group in groups(members):
@@ -440,7 +599,7 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
     }
     first = group[0].run.id
     log = f"runs/{first}/log.txt" if len(group) == 1 else f"logs/group-{first}.txt"
-    progress.show(current.label)
+    progress.show(f"{current.label}: {STARTING}")
     before = len(records.read(places.results))
     try:
         if _pass_seconds([m for m in group if not _has_features(m, places.results)]) > OWN_PROCESS_SECONDS:
@@ -500,7 +659,7 @@ def export_models(configurations: Collection[str], places: Places) -> bool:
         chosen.append({"record": record, "seeds": [row["seed"] for row in configuration.finished]})
     failures: list[str] = []
     started: list[Event] = []
-    with Progress(len(chosen), "models") as progress:
+    with Progress(len(chosen), "models", left=False) as progress:
 
         def on_event(event: Event) -> None:
             if event["event"] == "exporting":
@@ -512,6 +671,7 @@ def export_models(configurations: Collection[str], places: Places) -> bool:
 
         while len(started) < len(chosen):
             before = len(started)
+            progress.show(f"{STARTING} to export")
             try:
                 spawn({"action": "export", "chosen": chosen[before:]}, places, "logs/export.txt", on_event)
                 break
@@ -537,7 +697,7 @@ def infer_models(
     chosen = {name: lookup(runtimes.RUNTIMES, name, "runtime") for name in names or runtimes.RUNTIMES}
     cells = [(name, device) for name, runtime in chosen.items() for device in runtime.devices]
     failures = 0
-    with Progress(len(cells), "runtimes") as progress:
+    with Progress(len(cells), "runtimes", left=False) as progress:
         for name, device in cells:
             progress.show(f"measuring {name} on {device}")
             found = exporting.manifests(places.exports, chosen[name].kind)

@@ -48,8 +48,10 @@ from frostline.plan import Run
 from frostline.studies import Data, Stage
 
 Emit = Callable[..., None]
+Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 PARITY_IMAGES = 32
 XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
+SMALL_BATCH = 8  # images a step of the look at how long all training takes
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
@@ -700,23 +702,29 @@ def _summary(record: dict[str, Any]) -> str:
 def preflight(job: dict[str, Any], emit: Emit) -> None:
     """Load the data, build every configuration, resolve every rule.
 
-    With `estimate` a few float32 steps are timed too, with `layers` every layer is told.
+    With `layers` every layer is told; of those in `estimate` a few float32 steps are timed. `cells`: how many are to
+    be timed for what is `auto`; where any are, it is told how long that will take, and all training.
     """
     device.configure("float32")
     found = []
+    looks: list[tuple[int, Run, Stage, dict[str, int]]] = []
     known: dict[tuple[str, ...], float] = {}
     base = machine.peak_memory_bytes() or 0
     for run in _runs(job):
         emit("checking", freeze=run.freeze.name)
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
         device.seed_everything(run.seed)
-        network = build(run, dataset)
-        check_weights(run, network)
-        for name in sorted(search.optimizers(run.freeze)):
-            training.optimizer(name, 1e-3)
-        masks, stages = zip(*(_look(network, run, stage, job["layers"]) for stage in run.freeze.stages), strict=True)
+        with _row_named(job["where"], run):
+            network = build(run, dataset)
+            check_weights(run, network)
+            for name in sorted(search.optimizers(run.freeze)):
+                training.optimizer(name, 1e-3)
+            looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+        masks, stages = zip(*looked, strict=True)
         images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
         images["pass"] = sum(map(len, _splits(dataset).values()))
+        mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
+        looks.append((mask.trainable_params, run, stage, images))
         found.append(
             {
                 "freeze": run.freeze.name,
@@ -726,7 +734,8 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "estimate": _estimate(network, run, images, "off", known) if job["estimate"] else None,
+                "estimate": _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None,
+                "untimed": _estimate(network, run, images, "off", None),
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
@@ -737,23 +746,69 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 f'{run.freeze.name}: head = "inherit" takes over an output layer of {units[plan.PRETRAIN]} units, '
                 f"and this task needs {units[run.freeze.name]}; choose a head of its own"
             )
-    emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found)
+    effort = _effort(looks, found, job) if job["cells"] else None
+    emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found, effort=effort)
 
 
-def _look(network: models.Network, run: Run, stage: Stage, listed: bool) -> tuple[freezing.Mask, dict[str, Any]]:
-    """What a stage would train and where its frontier lies, `listed` layer by layer; raises UserError."""
+def _effort(
+    looks: list[tuple[int, Run, Stage, dict[str, int]]], found: list[dict[str, Any]], job: dict[str, Any]
+) -> dict[str, float]:
+    """Seconds that all training takes at most, and that timing takes: from a few steps of what trains most.
+
+    Small batches cost more an image, and no row more than one that runs forward and backward through all layers.
+    """
+    before = time.perf_counter()
+    _, run, stage, _ = max(looks, key=lambda look: look[0])
+    entry = found[[look[1] for look in looks].index(run)]
+    device.seed_everything(run.seed)
+    network = models.build(run.backbone, run.freeze.head, run.data.scaling, entry["size"], entry["classes"])
+    freezing.apply(network.model, network.groups, stage)
+    batch = min(SMALL_BATCH, stage.batch_size)
+    times = training.time_steps(network, dataclasses.replace(stage, batch_size=batch), xla=False, count=2)
+    shown = sum(
+        count * costs.shown(other.freeze.stages, images)
+        for count, (_, other, _, images) in zip(job["counts"], looks, strict=True)
+    )
+    return {
+        "training_seconds": shown * times.step_seconds / batch,
+        "timing_seconds": job["cells"] * (time.perf_counter() - before),
+    }
+
+
+@contextlib.contextmanager
+def _row_named(where: str, run: Run) -> Iterator[None]:
+    """Say in which row of which study a mistake is."""
+    try:
+        yield
+    except UserError as error:
+        row = "[pretrain]" if run.freeze.name == plan.PRETRAIN else f"[[freeze]] {run.freeze.name!r}"
+        raise UserError(f"{where}: {row}: {error}") from error
+
+
+def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) -> tuple[freezing.Mask, dict[str, Any]]:
+    """What a stage would train and where its frontier lies; raises UserError.
+
+    Where `layers` are asked for, a rule that matches nothing is a `problem`, told beside the layers there are.
+    """
     training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
     if stage.frontier != "exact" and run.engine == "plain":
-        raise UserError(f'{run.freeze.name}: frontier = "{stage.frontier}" needs features; give engine = "auto"')
-    mask = freezing.apply(network.model, network.groups, stage)
+        raise UserError(f'frontier = "{stage.frontier}" needs features; give engine = "auto"')
+    problem = None
+    try:
+        mask = freezing.apply(network.model, network.groups, stage)
+    except UserError as error:
+        if not job["layers"]:
+            raise UserError(f"{error}; all layers: frostline layers {job['where']} --only {run.freeze.name}") from error
+        problem = f"{run.freeze.name}: {error}"
+        mask = freezing.apply(network.model, network.groups, dataclasses.replace(stage, train=("all",)))
     cut = frontier.split(network.model, mode=stage.frontier)
     told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
     told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views}
-    if listed:
+    if job["layers"]:
         below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
         layers = freezing.layers(network.model, network.groups)
         told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
-        told["frontier_mode"] = cut.mode
+        told |= {"frontier_mode": cut.mode, "problem": problem}
     return mask, told
 
 
@@ -766,9 +821,9 @@ def check_weights(run: Run, network: models.Network) -> None:
 
 
 def _estimate(
-    network: models.Network, run: Run, images: dict[str, int], xla: str, known: dict[tuple[str, ...], float]
+    network: models.Network, run: Run, images: dict[str, int], xla: str, known: dict[tuple[str, ...], float] | None
 ) -> list[dict[str, Any]]:
-    """What each stage of a run will cost, with which engine, and why."""
+    """What each stage of a run will cost, with which engine, and why; without `known` nothing is timed."""
     room = costs.Room(features.capacity(), machine.available_memory_bytes() or 0)
     found = costs.stages(network, run.freeze.stages, images, run.engine, xla=xla == "on", room=room, known=known)
     return [plan.plain(cost) for cost in found]
@@ -783,40 +838,46 @@ def _estimated_memory(network: models.Network, masks: list[freezing.Mask], run: 
 
 
 def steps(job: dict[str, Any], emit: Emit) -> None:
-    """Time a few steps of each configuration under some precision and XLA settings."""
+    """Time a few steps of some configurations, each under a precision and XLA setting; `measured` is known already."""
+    runs = _runs(job)
+    found: Costs = {(precision, xla, number): stages for precision, xla, number, stages in job["measured"]}
     known: dict[str, dict[tuple[str, ...], float]] = {}
-    totals: dict[str, float] = {}
-    passes: dict[str, float] = {}
-    without_xla: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    slower: dict[int, str] = {}
-    open_runs = all(run.precision == "auto" for run in _runs(job))
-    for precision, xla in job["candidates"]:
+    for precision, xla, number in job["todo"]:
         device.configure(precision)
-        if open_runs and passes.get(precision, 0.0) > min(totals.values(), default=math.inf):
-            for _ in _runs(job):
-                emit("cell", skipped="its pass alone takes longer than another precision in all")
-            continue
-        found = []
-        for number, run in enumerate(_runs(job)):
-            off = without_xla.get((precision, number), [])
-            if xla == "on" and (told := _not_worth_xla(off, run, job, job["counts"][number], slower.get(number, ""))):
-                emit("cell", skipped=told)
-                found += off
-                continue
-            timed = _time(run, xla, job, known.setdefault(precision, {}), emit)
-            slower[number] = _slowed_by_xla(off, timed, precision) if xla == "on" else ""
-            without_xla.setdefault((precision, number), timed)
-            found += timed
-        total = sum(cost["seconds"] for cost in found)
-        totals[precision] = min(total, totals.get(precision, total))
-        alone = {tuple(cost["boundary"]): cost["pass_seconds"] for cost in found if cost["pass_seconds"]}
-        passes[precision] = sum(alone.values())
+        off = found.get((precision, "off", number), [])
+        told = _hopeless(found, precision, runs)
+        if not told and xla == "on":
+            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed_by_xla(found, number))
+        if told:
+            emit("cell", skipped=told)
+        else:
+            found[precision, xla, number] = _time(runs[number], xla, job, known.setdefault(precision, {}), emit)
 
 
-def _slowed_by_xla(off: list[dict[str, Any]], on: list[dict[str, Any]], precision: str) -> str:
-    """That XLA makes a configuration much slower, given its costs without and with it; empty where it does not."""
-    times = sum(cost["seconds"] for cost in on) / (sum(cost["seconds"] for cost in off) or math.inf)
-    return f"XLA makes it {times:.1f} times slower in {precision}" if times > XLA_SLOWS else ""
+def _hopeless(found: Costs, precision: str, runs: list[Run]) -> str:
+    """Why a precision that all leave open is not tried any further; empty where it may still win."""
+    if any(run.precision != "auto" for run in runs):
+        return ""
+    totals: dict[str, float] = {}
+    for other in {p for p, _, _ in found}:
+        rows = [[stages for (p, _, row), stages in found.items() if (p, row) == (other, n)] for n in range(len(runs))]
+        if all(rows):
+            totals[other] = sum(min(sum(cost["seconds"] for cost in stages) for stages in row) for row in rows)
+    costs = [cost for (p, _, _), stages in found.items() if p == precision for cost in stages]
+    alone = {tuple(cost["boundary"]): cost["pass_seconds"] for cost in costs if cost["pass_seconds"]}
+    if precision in totals and sum(alone.values()) > min(totals.values()):
+        return "its pass alone takes longer than another precision in all"
+    return ""
+
+
+def _slowed_by_xla(found: Costs, number: int) -> str:
+    """That XLA makes the steps of a run much slower in some precision; empty where it is not known to."""
+    seconds = {cell: sum(cost["seconds"] for cost in stages) for cell, stages in found.items()}
+    for (precision, xla, row), slow in seconds.items():
+        off = seconds.get((precision, "off", number), math.inf)
+        if (xla, row) == ("on", number) and slow > XLA_SLOWS * off:
+            return f"XLA makes it {slow / off:.1f} times slower in {precision}"
+    return ""
 
 
 def _not_worth_xla(
@@ -838,7 +899,11 @@ def _not_worth_xla(
 
 
 def _shape(run: Run, job: dict[str, Any]) -> dict[str, Any]:
-    return job["shapes"][f"{run.freeze.name} {run.variant}"]
+    return job["shapes"][_name(run)]
+
+
+def _name(run: Run) -> str:
+    return f"{run.freeze.name} {run.variant}"
 
 
 def _time(

@@ -15,6 +15,7 @@ from frostline.studies import (
     ENGINES,
     FILE,
     PRECISIONS,
+    RUN_KEYS,
     XLA,
     Backbone,
     Data,
@@ -108,7 +109,8 @@ class Run:
 
 def resolve(study: Study, options: Options) -> Study:
     """The study with the flags applied and the source of every configuration's weights settled; raises UserError."""
-    known = [*(f.name for f in study.freeze), *(name for search in study.search for name in search_names(search))]
+    known = [PRETRAIN] if study.pretrain and not options.weights else []
+    known += [*(f.name for f in study.freeze), *(name for search in study.search for name in search_names(search))]
     for name in options.only:
         if name not in known:
             raise UserError(f"--only {name}: {study.name} has no such configuration; {nearest(name, known)}")
@@ -129,6 +131,21 @@ def resolve(study: Study, options: Options) -> Study:
     seeds = tuple(dict.fromkeys(seed for f in freeze for seed in f.seeds or ()))
     data = dataclasses.replace(study.data, train_images=_within(study.data.train_images, options.limit))
     return dataclasses.replace(study, data=data, freeze=freeze, pretrain=pretrain, seeds=seeds)
+
+
+def overridden(study: Study, options: Options) -> list[str]:
+    """For each flag that stands in place of what rows of a study ask for: which rows, and what they ask for."""
+    lines = []
+    for flag in RUN_KEYS:
+        given = getattr(options, flag)
+        rows = [
+            f"{f.name} ({', '.join(getattr(f, flag))})"
+            for f in study.freeze
+            if given and getattr(f, flag) not in (("auto",), given) and _asked(f, options.only)
+        ]
+        if rows:
+            lines.append(f"--{flag} {','.join(given)} stands in place of what the study asks for: {', '.join(rows)}")
+    return lines
 
 
 def _within(sizes: tuple[int | str, ...], limit: int | None) -> tuple[int | str, ...]:
@@ -178,7 +195,7 @@ def runs(study: Study, options: Options, fingerprint: Callable[[Data], str], dig
     for seed in study.seeds:
         source = None
         wanted = [f for f in study.freeze if seed in (f.seeds or study.seeds) and _asked(f, options.only)]
-        if study.pretrain and any(f.weights == PRETRAIN for f in wanted):
+        if study.pretrain and (PRETRAIN in options.only or any(f.weights == PRETRAIN for f in wanted)):
             source = _run(study, study.pretrain.data, study.pretrain.freeze, seed, options, prints, digest)
             planned.append(source)
         for freeze in wanted:

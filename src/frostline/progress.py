@@ -9,10 +9,11 @@ QUIET_SECONDS = 5.0
 
 
 class Progress:
-    """Shows one running task of known size; opened with `with`."""
+    """Shows one running task of known size; opened with `with`. Without `left` nothing is said of the time left: its
+    parts are too unequal to tell."""
 
-    def __init__(self, total: float, unit: str = "epochs", clock=time.monotonic) -> None:
-        self.total, self.unit, self.clock = total, unit, clock
+    def __init__(self, total: float, unit: str = "epochs", clock=time.monotonic, *, left: bool = True) -> None:
+        self.total, self.unit, self.clock, self.left = total, unit, clock, left
         self.done = 0.0
         self.part_ends = 0.0
         self.started = clock()
@@ -25,10 +26,11 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            columns = [TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()]
+            columns += [TimeRemainingColumn()] * self.left
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.bar.start()
             self.task = self.bar.add_task("", total=self.total)
+            self.bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -64,6 +66,8 @@ class Progress:
     def _left(self) -> str:
         if not 0 < self.done < self.total:
             return ""
+        if not self.left:
+            return f" - {self.done:g}/{self.total:g} {self.unit}"
         seconds = (self.clock() - self.started) / self.done * (self.total - self.done)
         return f" - {self.done:g}/{self.total:g} {self.unit}, about {duration(seconds)} left"
 

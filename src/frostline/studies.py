@@ -259,8 +259,12 @@ def load(name: str) -> Study:
             raise UserError(f"unknown study {name!r}; {nearest(name, names())}; or give the path of a .toml file")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the study {path}: {error}") from error
+    except FileNotFoundError:
+        raise UserError(f"there is no study file {path}; {nearest(path.stem, names())} (without .toml)") from None
+    except OSError as error:
+        raise UserError(f"cannot read the study {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the study {path} is no text in UTF-8") from error
     return parse(text, path.stem, where=str(path))
 
 

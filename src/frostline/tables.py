@@ -2,8 +2,10 @@
 
 import json
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from frostline.progress import duration
@@ -81,6 +83,14 @@ INFER = (
 )
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How tables are written: one of FORMATS, and how many characters wide a plain one may be."""
+
+    name: str
+    width: int | None = None
 
 
 # -- rows ----------------------------------------------------------------------------------------------
@@ -179,9 +189,13 @@ def infer_rows(records: list[Row]) -> list[Row]:
     ]
 
 
-def plan(found: list[Row]) -> str:
-    """What a dry run found: one line per stage of each configuration, and what each engine choice rests on."""
-    lines, reasons = [], []
+def plan(found: list[Row], width: int | None = None) -> str:
+    """What a dry run found: one line per stage of each configuration, and what each engine choice rests on.
+
+    `width`: how many characters wide the table may be; wider ones are put below each other in parts.
+    """
+    lines = []
+    reasons: dict[str, list[str]] = {}
     for entry in found:
         first = _label(entry)
         for number, (stage, cost) in enumerate(zip(entry["stages"], entry["estimate"], strict=True), 1):
@@ -205,17 +219,21 @@ def plan(found: list[Row]) -> str:
             other = cost["other_seconds"]
             against = "" if other is None else f" ({_fine(cost['seconds'])} against at least {_fine(other)})"
             shown = f" Trains on views: {stage['augment']}." if stage.get("augment") else ""
-            reasons.append(f"{first}, stage {number}: {cost['engine']}, {cost['reason']}{against}.{shown}")
-    reasons += _to_come(found)
+            name = first if len(entry["stages"]) == 1 else f"{first}, stage {number}"
+            reasons.setdefault(f"{cost['engine']}, {cost['reason']}{against}.{shown}", []).append(name)
+    notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()] + _to_come(found)
     headers = ["freeze", "stage", "trainable", "total", "trains", "frozen", "BatchNorm", "frontier"]
     headers += ["engine", "features MiB", "all seeds", "memory MiB"]
     seconds = sum(_predicted(entry) * entry["seeds"] for entry in found)
+    notes += [f"auto: {found[0]['auto']}."] * bool(found[0]["auto"])
     note = (
         f"About {duration(seconds)} of training in all, from a few measured steps in float32 without XLA, each run "
         "with a pass of its own; the start of processes, exports and inference come on top. Nothing was trained.\n"
         "Below the frontier nothing changes while a stage trains: the features of an image are the same in every epoch."
     )
-    return "\n\n".join([_tabulate(lines, headers, "plain"), "\n".join(reasons), note])
+    form = Form("plain", width)
+    table = _tabulate(lines, headers, form, keys=2)
+    return "\n\n".join([table, _note("\n".join(notes), form), _note(note, form)])
 
 
 def _to_come(found: list[Row]) -> list[str]:
@@ -238,7 +256,8 @@ def layers(found: list[Row], *, each: bool = False) -> str:
     for entry in found:
         for number, stage in enumerate(entry["stages"], 1):
             of = f", stage {number} of {len(entry['stages'])}" if len(entry["stages"]) > 1 else ""
-            parts += [f"{entry['freeze']}{of}", _layer_table(stage, each), _layer_summary(stage)]
+            as_if = ", as if everything trained" if stage["problem"] else ""
+            parts += [f"{entry['freeze']}{of}{as_if}", _layer_table(stage, each), _layer_summary(stage)]
     note = "What stands before a frontier says the same about an image in every epoch of its stage."
     return "\n\n".join([*parts, note if each else f"{note} --all shows every layer in a line of its own."])
 
@@ -252,7 +271,7 @@ def _layer_table(stage: Row, each: bool) -> str:
         lines += [_layer_line(run) for run in runs]
         below = below or len(lines)
     headers = ["#", "group", "layers", "parameters", "state", "BatchNorm", "class"]
-    text = _tabulate(lines, headers, "plain", right=(3,)).split("\n")
+    text = _tabulate(lines, headers, Form("plain"), right=(3,)).split("\n")
     mode = "" if stage["frontier_mode"] == "exact" else f" ({stage['frontier_mode']})"
     where = f"frontier{mode}: {_frontier(stage)}" if stage["frontier"] else "no frontier: every step runs all layers"
     text.insert(1 + below * bool(stage["frontier"]), f"---- {where} ".ljust(max(map(len, text)), "-"))
@@ -328,13 +347,21 @@ def _short(names: Sequence[str], shown: int = 3) -> str:
 
 
 def render(
-    records: list[Row], form: str, wanted: Collection[str] | None = None, kinds: Collection[str] = ("train", "infer")
+    records: list[Row],
+    name: str,
+    wanted: Collection[str] | None = None,
+    kinds: Collection[str] = ("train", "infer"),
+    width: int | None = None,
 ) -> str:
-    """The tables of some records in one of FORMATS; `wanted` and `kinds` restrict them."""
+    """The tables of some records in one of FORMATS; `wanted` and `kinds` restrict them.
+
+    `width`: how many characters wide a plain table may be; wider ones are put below each other in parts.
+    """
+    form = Form(name, width)
     flat = [row for row in rows(records, wanted) if row["kind"] in kinds]
-    if form == "json":
+    if name == "json":
         return json.dumps(flat, indent=2, ensure_ascii=False)
-    if form == "csv":
+    if name == "csv":
         return _csv(flat)
     parts = []
     for study in dict.fromkeys(row["study"] for row in flat):
@@ -345,7 +372,7 @@ def render(
     return "\n\n".join(parts) if parts else "no records"
 
 
-def _study_tables(train: list[Row], form: str) -> list[str]:
+def _study_tables(train: list[Row], form: Form) -> list[str]:
     if not train:
         return []
     study, title = train[0]["study"], train[0]["title"]
@@ -357,7 +384,7 @@ def _study_tables(train: list[Row], form: str) -> list[str]:
         _grid(ACCURACY, train, form),
         _caption(train, everything, form),
     ]
-    if any(row["step_cells"] for row in train):
+    if any(cell["outcome"] != "not timed" for row in train for cell in row["step_cells"] or []):
         parts += [_titled(f"{study}: one training step, by precision and XLA", form, None), _steps(train, form)]
     return parts
 
@@ -374,17 +401,20 @@ def _speedup(row: Row, everything: Row | None) -> float | None:
     return everything["total_seconds"] / row["total_seconds"]
 
 
-def _infer_tables(study: str, infer: list[Row], form: str) -> list[str]:
+def _infer_tables(study: str, infer: list[Row], form: Form) -> list[str]:
     """What a graph costs on each runtime, one line for all models that share it, then how well each model does."""
     if not infer:
         return []
     timed = [row for row in infer if row["runtime"] and not row["figures_of"]]
+    idle = _idle_device(timed)
+    timed = [row for row in timed if row["device"] != idle]
     sizes = sorted({row["batch_size"] for row in timed})
     merged: dict[tuple[Any, ...], Row] = {}
     for row in timed:
-        idle = row["outcome"] == "skipped"
+        skipped = row["outcome"] == "skipped"
         device = row["device"] if row["host_copies"] in (True, None) else f"{row['device']}, no copies"
-        line = (None if idle else row["model"], row["runtime"], device, row["reason"] if idle else None)
+        model = None if skipped else row["model"].removeprefix(f"{study}.")
+        line = (model, row["runtime"], device, row["reason"] if skipped else None)
         merged.setdefault(line, {**row, "model": line[0], "device": device, "cells": {}})["cells"][
             row["batch_size"]
         ] = row
@@ -404,9 +434,16 @@ def _infer_tables(study: str, infer: list[Row], form: str) -> list[str]:
         if row["figures_of"] and row["freeze"] not in shared.setdefault(row["figures_of"], []):
             shared[row["figures_of"]].append(row["freeze"])
     notes = ["@ batch size. Quick cells of about a second and at least ten samples: not valid in MLPerf's sense."]
-    notes += [f"The graph of {model} is also that of {', '.join(names)}." for model, names in shared.items()]
+    notes += [
+        f"The graph of {model.removeprefix(f'{study}.')} is also that of {', '.join(names)}."
+        for model, names in shared.items()
+    ]
+    if idle:
+        reason = next(row["reason"] for row in infer if row["device"] == idle)
+        names = dict.fromkeys(row["runtime"] for row in infer if row["device"] == idle)
+        notes.append(f"Skipped on {idle}, {reason}: {', '.join(names)}.")
     parts = (
-        [_titled(f"{study}: what answering costs", form, None), _grid(columns, list(merged.values()), form)]
+        [_titled(f"{study}: what answering costs", form, None), _grid(columns, list(merged.values()), form, keys=3)]
         if timed
         else []
     )
@@ -416,6 +453,15 @@ def _infer_tables(study: str, infer: list[Row], form: str) -> list[str]:
         _titled(f"{study}: how well the artifacts do (test top-1)", form, None),
         _answers(infer, form),
     ]
+
+
+def _idle_device(timed: list[Row]) -> str | None:
+    """A device on which all cells are skipped for one and the same reason, where another has cells to show."""
+    reasons: dict[str, set[str | None]] = {}
+    for row in timed:
+        reasons.setdefault(row["device"], set()).add(row["reason"] if row["outcome"] == "skipped" else None)
+    idle = [device for device, why in reasons.items() if len(why) == 1 and None not in why]
+    return idle[0] if len(idle) == 1 < len(reasons) else None
 
 
 def _cell(size: int, key: str, scale: float, digits: int) -> Callable[[Row], str]:
@@ -436,7 +482,7 @@ def _before(row: Row, size: int) -> list[Row]:
     return [cell for other, cell in row["cells"].items() if other < size]
 
 
-def _answers(infer: list[Row], form: str) -> str:
+def _answers(infer: list[Row], form: Form) -> str:
     """Test accuracy of each published model as it was trained and through each artifact and runtime."""
     measured = [row for row in infer if row["runtime"] and row["outcome"] != "skipped"]
     runtimes = list(dict.fromkeys((row["runtime"], row["device"]) for row in measured))
@@ -457,16 +503,21 @@ def _answers(infer: list[Row], form: str) -> str:
     return _tabulate(table, headers, form) + "\n\n" + _note(note, form)
 
 
-def _titled(text: str, form: str, title: str | None) -> str:
+def _titled(text: str, form: Form, title: str | None) -> str:
     line = f"{text} - {title}" if title else text
-    return {"github": f"### {line}", "latex": f"% {line}"}.get(form, line)
+    return {"github": f"### {line}", "latex": f"% {line}"}.get(form.name, line)
 
 
-def _note(text: str, form: str) -> str:
-    return "\n".join(f"% {line}" for line in text.splitlines()) if form == "latex" else text
+def _note(text: str, form: Form) -> str:
+    if form.name == "plain" and form.width:
+        return "\n".join(
+            textwrap.fill(line, form.width, break_long_words=False, break_on_hyphens=False)
+            for line in text.splitlines()
+        )
+    return "\n".join(f"% {line}" for line in text.splitlines()) if form.name == "latex" else text
 
 
-def _caption(train: list[Row], everything: Row | None, form: str) -> str:
+def _caption(train: list[Row], everything: Row | None, form: Form) -> str:
     done = [row for row in train if row["outcome"] == "ok"]
     machine: Row = next((row["machine"] for row in reversed(train) if row["machine"]), {})
     versions = machine.get("versions", {})
@@ -489,13 +540,18 @@ def _caption(train: list[Row], everything: Row | None, form: str) -> str:
             f"run had made them. Features re-computed by whole networks differed by {worst:.1e} of the largest at most."
         )
     lines += _augmentation(done)
+    lines += _not_timed(train)
     lines += explained(train)
     lines += [_chosen(row) for row in train if row["search"] and row["search"]["best"]]
     limits = sorted({f"--limit {r['limit']}" for r in train if r["limit"]})
     caps = sorted({f"--epochs {r['epochs_cap']}" for r in train if r["epochs_cap"]})
     if limits or caps:
         lines.append(f"A quick try: {' '.join(limits + caps)}.")
-    lines += [f"{_name(r)}: {r['reason']}." for r in train if r["reason"]]
+    failures: dict[str, list[str]] = {}
+    for row in train:
+        if row["reason"]:
+            failures.setdefault(row["reason"], []).append(_name(row))
+    lines += [f"{', '.join(names)}: {reason}." for reason, names in failures.items()]
     if train[0]["study_seconds"]:
         lines.append(f"The last command that trained took {duration(train[0]['study_seconds'])} in all.")
     if others := sum(row["other_configurations"] for row in train):
@@ -510,6 +566,18 @@ def _chosen(row: Row) -> str:
         f"trials ({search['sampler']} search, seed {search['seed']}) it had the best top-1 on validation, "
         "then the lower loss."
     )
+
+
+def _not_timed(train: list[Row]) -> list[str]:
+    """What `auto` was where timing would have taken longer than all training."""
+    cells = [cell for row in train for cell in row["step_cells"] or []]
+    told = {
+        f"auto was not timed, because {c['reason']}: it is {c['precision']} with XLA {c['xla']}, and features wherever "
+        "a part is frozen."
+        for c in cells
+        if c["outcome"] == "not timed" and c["reason"]
+    }
+    return sorted(told)
 
 
 def _augmentation(done: list[Row]) -> list[str]:
@@ -529,13 +597,14 @@ def _augmentation(done: list[Row]) -> list[str]:
     return lines
 
 
-def _steps(train: list[Row], form: str) -> str:
+def _steps(train: list[Row], form: Form) -> str:
     """Step times in ms, one column per precision and XLA setting; * marks what the row ran with."""
-    settings = list(dict.fromkeys((c["precision"], c["xla"]) for r in train for c in r["step_cells"] or []))
+    timed = [c for r in train for c in r["step_cells"] or [] if c["outcome"] != "not timed"]
+    settings = list(dict.fromkeys((c["precision"], c["xla"]) for c in timed))
     table = []
     for row in train:
         cells = {(c["precision"], c["xla"]): c for c in row["step_cells"] or []}
-        if not cells:
+        if not cells or "not timed" in {cell["outcome"] for cell in cells.values()}:
             continue
         mark = (row["precision"], "on" if row["xla"] else "off")
         shown = [_step(cells.get(s), "*" if s == mark else "") for s in settings]
@@ -643,11 +712,12 @@ ACCURACY: list[Column] = [
 ]
 
 
-def _grid(columns: Iterable[Column], table: list[Row], form: str) -> str:
-    """A table; a column that has nothing to say in any row, or no more than that others failed, is left out."""
+def _grid(columns: Iterable[Column], table: list[Row], form: Form, keys: int = 1) -> str:
+    """A table whose rows the first `keys` columns tell apart; a column that has nothing to say in any row, or no more
+    than that others failed, is left out."""
     cells = {header: [show(row) for row in table] for header, show in columns}
     kept = {h: column for h, column in cells.items() if "-" not in column or set(column) - {"-", "failed"}}
-    return _tabulate([list(line) for line in zip(*kept.values(), strict=True)], list(kept), form)
+    return _tabulate([list(line) for line in zip(*kept.values(), strict=True)], list(kept), form, keys=keys)
 
 
 def _csv(flat: list[Row]) -> str:
@@ -665,11 +735,35 @@ def _csv(flat: list[Row]) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def _tabulate(table: list[list[str]], headers: list[str], form: str, right: Collection[int] | None = None) -> str:
-    """A table; the columns `right` (None: all but the first) are aligned to the right."""
+def _tabulate(
+    table: list[list[str]], headers: list[str], form: Form, right: Collection[int] | None = None, keys: int = 1
+) -> str:
+    """A table; the columns `right` (None: all but the first) are aligned to the right.
+
+    A plain one that is wider than it may be is cut into several, each of which begins with the first `keys` columns.
+    """
     from tabulate import tabulate
 
     right = range(1, len(headers)) if right is None else right
-    align = ["right" if i in right else "left" for i in range(len(headers))]
-    kind = {"latex": "latex_booktabs"}.get(form, form)
-    return tabulate(table, headers=headers, tablefmt=kind, colalign=align, disable_numparse=True)
+    kind = {"latex": "latex_booktabs"}.get(form.name, form.name)
+
+    def draw(start: int, end: int) -> str:
+        columns = [*range(min(keys, start)), *range(start, end)]
+        return tabulate(
+            [[line[i] for i in columns] for line in table],
+            headers=[headers[i] for i in columns],
+            tablefmt=kind,
+            colalign=["right" if i in right else "left" for i in columns],
+            disable_numparse=True,
+        )
+
+    if form.name != "plain" or form.width is None:
+        return draw(0, len(headers))
+    parts, start = [], 0
+    while start < len(headers):
+        end = start + 1 if start else min(keys + 1, len(headers))
+        while end < len(headers) and max(map(len, draw(start, end + 1).split("\n"))) <= form.width:
+            end += 1
+        parts.append(draw(start, end))
+        start = end
+    return "\n\n".join(parts)

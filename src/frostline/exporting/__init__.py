@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline import machine
-from frostline.exporting import parity, versions
+from frostline import batching, machine
+from frostline.exporting import parity, versions, warmup
 from frostline.exporting.parity import Parity, ParityError
 from frostline.exporting.versions import current, manifests
 
@@ -54,9 +54,11 @@ def publish(
     version = versions.next_version(exports, name)
     with versions.staging(exports, name, version) as folders:
         model.save(folders["keras"] / "model.keras")
-        saved_model.write(model, activation, folders["saved_model"])
+        saved_model.write(model, activation, class_names, folders["saved_model"])
+        warmup.write(folders["saved_model"], name, model.input_shape[1])
+        (folders["saved_model"] / "batching_params.pbtxt").write_text(batching.parameters())
         onnx.write(folders["saved_model"], folders["onnx"] / "model.onnx")
-        agreement = parity.check(model, folders, images, activation)
+        agreement = parity.check(model, folders, images, activation, class_names)
         graph = onnx.graph_hash(folders["onnx"] / "model.onnx")
         about = {
             **facts,

@@ -102,11 +102,12 @@ def graph_hash(path: Path) -> str:
 def _constant(tensor: onnx.TensorProto) -> list[Any]:
     """What of a constant is structure: dtype and shape, and the values of whole numbers and of scalars.
 
-    Axes, shapes and pads are whole numbers and a pixel scale is a scalar, while weights are floats of rank 1 or more.
+    Axes, shapes and pads are whole numbers and a pixel scale is a scalar, while weights are floats of rank 1 or more,
+    and the names of classes are strings.
     """
     form = ["constant", tensor.data_type, list(tensor.dims)]
     values = onnx.numpy_helper.to_array(tensor)
-    return form if values.ndim and values.dtype.kind == "f" else [*form, values.tolist()]
+    return form if values.ndim and values.dtype.kind not in "iub" else [*form, values.tolist()]
 
 
 def _digest(parts: Iterable[Any]) -> str:

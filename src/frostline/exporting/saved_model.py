@@ -1,23 +1,53 @@
 """Keras model -> SavedModel that a stock TensorFlow Serving can run."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from frostline import datasets
+from frostline.exporting.warmup import EXAMPLE_KEY
+
 XLA_MARK = "_XlaMustCompile"
+TOP_K = 5
 
 
-def write(model: keras.Model, activation: str, folder: Path) -> None:
-    """Write the signature `serving_default`: uint8 `images` to float32 `logits` and `probabilities`."""
+def write(model: keras.Model, activation: str, class_names: Sequence[str], folder: Path) -> None:
+    """Write three signatures over one graph, all of whose inputs and outputs have the batch first.
+
+    `serving_default`: uint8 `images` [N,H,W,3] to float32 `logits`, `probabilities` [N,classes], `top_k_scores` and
+    strings `top_k_classes` [N,k], k being 5 or the number of classes. `serving_bytes`: the same of string `image_bytes`
+    [N], files of images that are decoded and resized as they are for training. `classify`: serialized tf.Example
+    `inputs` [N] with such a file under `image/encoded` to `classes` and `scores`, as the Classify API wants it.
+    """
+    shape = model.input_shape
+    archive = keras.export.ExportArchive()
 
     def answer(images):
         logits = model(images, training=False)
-        return {"logits": logits, "probabilities": probabilities(logits, activation)}
+        scores = probabilities(logits, activation)
+        best, numbers = tf.math.top_k(scores, min(TOP_K, len(class_names)))
+        names = tf.gather(tf.constant(list(class_names)), numbers)
+        return {"logits": logits, "probabilities": scores, "top_k_scores": best, "top_k_classes": names}
 
-    _write(answer, model.input_shape, folder)
+    # The endpoints bring their variables along; with `archive.track(model)` Keras 3.15 would store each of them twice.
+    served = archive.add_endpoint("serving_default", answer, [tf.TensorSpec(shape, tf.uint8, name="images")])
+
+    def answer_bytes(image_bytes):
+        pixels = tf.TensorSpec(shape[1:], tf.uint8)
+        return served(tf.map_fn(lambda one: datasets.decode(one, shape[1]), image_bytes, fn_output_signature=pixels))
+
+    def classify(inputs):
+        examples = tf.io.parse_example(inputs, {EXAMPLE_KEY: tf.io.FixedLenFeature([], tf.string)})
+        found = answer_bytes(examples[EXAMPLE_KEY])
+        return {"classes": found["top_k_classes"], "scores": found["top_k_scores"]}
+
+    archive.add_endpoint("serving_bytes", answer_bytes, [tf.TensorSpec([None], tf.string, name="image_bytes")])
+    archive.add_endpoint("classify", classify, [tf.TensorSpec([None], tf.string, name="inputs")])
+    archive.write_out(str(folder), verbose=False)
+    strip_xla(folder)
 
 
 def write_features(model: keras.Model, folder: Path) -> None:
@@ -26,13 +56,8 @@ def write_features(model: keras.Model, folder: Path) -> None:
     def answer(images):
         return {f"features_{i}": x for i, x in enumerate(keras.tree.flatten(model(images, training=False)))}
 
-    _write(answer, model.input_shape, folder)
-
-
-def _write(answer: Callable[[tf.Tensor], dict[str, tf.Tensor]], shape: tuple[int | None, ...], folder: Path) -> None:
-    # The endpoint brings its variables along; with `archive.track(model)` Keras 3.15 would store each of them twice.
     archive = keras.export.ExportArchive()
-    archive.add_endpoint("serving_default", answer, [tf.TensorSpec(shape, tf.uint8, name="images")])
+    archive.add_endpoint("serving_default", answer, [tf.TensorSpec(model.input_shape, tf.uint8, name="images")])
     archive.write_out(str(folder), verbose=False)
     strip_xla(folder)
 

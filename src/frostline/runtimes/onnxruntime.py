@@ -1,4 +1,4 @@
-"""ONNX Runtime over the `.onnx` file."""
+"""ONNX Runtime over an `.onnx` file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from frostline.runtimes.tf_function import Held
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
+# The files of a version, by variant.
+FILES = {"float32": "model.onnx", "int8": "model.int8.onnx", "float16": "model.float16.onnx"}
 
 
 def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -42,24 +44,46 @@ def hold(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.nd
     return put
 
 
-def outputs(folder: Path, device: str, threads: int = 0) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def outputs(
+    folder: Path, device: str, threads: int = 0, variant: str = "float32"
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """From uint8 images [N,H,W,3] to what the graph gives, by name; `threads` of a call, 0: as many as cores."""
-    session = _session(folder, device, threads)
+    session = _session(folder, device, threads, variant)
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 
 
-def _session(folder: Path, device: str, threads: int = 0) -> Any:
+def _session(folder: Path, device: str, threads: int = 0, variant: str = "float32") -> Any:
     """A session that runs on the device and nowhere else; raises where ONNX Runtime would take another."""
     ort = optional_import("onnxruntime", device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    graph: str | bytes = str(folder / FILES[variant])
     if device == "gpu":
         # A node that CUDA cannot run is an error; ONNX Runtime would move it to the CPU and say so in a log.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=[PROVIDERS[device]])
+        graph = _without_strings(folder / FILES[variant])
+    session = ort.InferenceSession(graph, options, providers=[PROVIDERS[device]])
     if session.get_providers()[0] != PROVIDERS[device]:
         raise RuntimeError(f"ONNX Runtime chose {session.get_providers()[0]}, not {PROVIDERS[device]}")
     return session
+
+
+def _without_strings(path: Path) -> bytes:
+    """The graph without the outputs that are class names: CUDA knows no strings."""
+    import onnx
+
+    proto = onnx.load(path)
+    kept = [value for value in proto.graph.output if value.type.tensor_type.elem_type != onnx.TensorProto.STRING]
+    needed = {value.name for value in kept}
+    nodes: list[Any] = []
+    for node in reversed(proto.graph.node):
+        if not needed.isdisjoint(node.output):
+            nodes.insert(0, node)
+            needed.update(node.input)
+    del proto.graph.output[:], proto.graph.node[:]
+    proto.graph.output.extend(kept)
+    proto.graph.node.extend(nodes)
+    return proto.SerializeToString()

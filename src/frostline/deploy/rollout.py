@@ -1,0 +1,206 @@
+"""A new version for a running server, step by step, each of which it accepts and each of which can be taken back.
+
+TensorFlow Serving refuses a configuration that moves a label to a version it has not loaded, and then loads nothing of
+it. So a version is loaded in one step and labelled in the next:
+
+    frostline rollout MODEL              load the new version beside the old one
+    frostline rollout MODEL              once it is loaded: `canary` means the new one
+    frostline rollout MODEL --promote    `stable` means it, too; the old one stays loaded
+    frostline rollout MODEL --finish     the old one is unloaded
+    frostline rollback MODEL             one step back, whichever was the last
+
+With the address of the server the first two are one command, and none says that it is done before the server is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from frostline.client import Connection, ServingError
+from frostline.deploy import config
+from frostline.deploy.config import CANARY, STABLE, Served
+from frostline.errors import UserError
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to wait for, at most `timeout` seconds for each step."""
+
+    connection: Connection
+    timeout: float
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Step:
+    """What models.config says next, what the server then does, and what to type after that."""
+
+    state: Served
+    told: str
+    then: str
+
+
+# -- the steps ---------------------------------------------------------------------------------------------
+
+
+def forward(model: str, now: Served, published: Collection[int], version: int | None) -> Step:
+    """Load a version, or make it canary where it is loaded; raises UserError where another is on its way."""
+    command = f"frostline rollout {model}"
+    undo = f"frostline rollback {model}"
+    waiting = [number for number in now.versions if number not in (now.stable, now.canary)]
+    if version is None:
+        newer = [number for number in (*waiting, now.canary) if number > now.stable]
+        version = newer[0] if newer else max(published, default=now.stable)
+    if version not in published:
+        raise UserError(f"{model} has no version {version}; there are: {', '.join(map(str, sorted(published)))}")
+    if version == now.canary != now.stable:
+        raise UserError(f"{model} {version} is canary already; type: {command} --promote, or {undo}")
+    if version == now.stable:
+        raise UserError(f"{model} {version} is stable already; publish another version, or give --version")
+    if now.canary != now.stable:
+        raise UserError(f"{model} {now.canary} is canary; type first: {command} --promote, or {undo}")
+    if version in now.versions:
+        return Step(
+            replace(now, canary=version),
+            f"answers the label canary with version {version}, and stable with {now.stable} as before",
+            f"{command} --promote",
+        )
+    if waiting:
+        raise UserError(f"{model} {waiting[0]} is loaded and has no label; type first: {command} --finish")
+    return Step(
+        replace(now, versions=tuple(sorted((*now.versions, version)))),
+        f"loads version {version} beside {now.stable}; the higher of them answers who names no label or version",
+        f"{command} --version {version}",
+    )
+
+
+def promote(model: str, now: Served) -> Step:
+    """Let `stable` mean what `canary` means; raises UserError where they mean the same."""
+    if now.canary == now.stable:
+        raise UserError(f"{model} has no canary to promote: {now}; type: frostline rollout {model}")
+    return Step(
+        replace(now, stable=now.canary),
+        f"answers stable and canary with version {now.canary}; version {now.stable} stays loaded",
+        f"frostline rollout {model} --finish, or frostline rollback {model}",
+    )
+
+
+def finish(model: str, now: Served) -> Step:
+    """Unload what has no label; raises UserError where a rollout is half done or nothing is left over."""
+    if now.canary != now.stable:
+        typed = f"frostline rollout {model} --promote, or frostline rollback {model}"
+        raise UserError(f"{model} {now.canary} is canary; type first: {typed}")
+    rest = [str(number) for number in now.versions if number != now.stable]
+    if not rest:
+        raise UserError(f"nothing to finish for {model}: {now}")
+    return Step(replace(now, versions=(now.stable,)), f"unloads version {', '.join(rest)}", "")
+
+
+def back(model: str, now: Served, published: Collection[int]) -> Step:
+    """One step back; raises UserError where there is no older version."""
+    command = f"frostline rollback {model}"
+    newer = [number for number in now.versions if number > now.stable]
+    if now.canary != now.stable:
+        told = f"answers canary with version {now.stable} again; version {now.canary} stays loaded"
+        return Step(replace(now, canary=now.stable), told, f"frostline rollout {model} --finish")
+    if newer:
+        return Step(
+            replace(now, versions=tuple(number for number in now.versions if number not in newer)),
+            f"unloads version {', '.join(map(str, newer))}",
+            "",
+        )
+    older = max((number for number in {*now.versions, *published} if number < now.stable), default=None)
+    if older is None:
+        raise UserError(f"{model} has nothing before version {now.stable} to go back to")
+    if older in now.versions:
+        told = f"answers stable and canary with version {older} again; version {now.stable} stays loaded"
+        return Step(replace(now, stable=older, canary=older), told, f"frostline rollout {model} --finish")
+    return Step(
+        replace(now, versions=(older, *now.versions)),
+        f"loads version {older} again beside {now.stable}",
+        command,
+    )
+
+
+# -- doing them --------------------------------------------------------------------------------------------
+
+
+def versions(exports: Path, model: str) -> list[int]:
+    """The versions of a model's SavedModel that are complete, ascending."""
+    folders = (exports / "saved_model" / model).glob("*")
+    parts = ("saved_model.pb", "manifest.json")
+    return sorted(int(f.name) for f in folders if f.name.isdecimal() and all((f / part).is_file() for part in parts))
+
+
+def take(
+    exports: Path, model: str, next_step: Callable[[Served], Step], server: Server | None, say: Callable[[str], None]
+) -> None:
+    """Write one step into models.config; where a server can be waited for, go on from a load to the label.
+
+    Raises UserError where a step makes no sense, and where the server does not follow within its time.
+    """
+    path = exports / "serving" / config.FILE
+    grew = True
+    while grew:
+        whole = config.read(path)
+        entry = config.entry(whole, model)
+        now = config.served(entry)
+        step = next_step(now)
+        _check(exports, model, step.state)
+        if server:  # it refuses labels of versions that it does not hold
+            _wait(server, model, {step.state.stable, step.state.canary}, {})
+        config.set_served(entry, step.state)
+        config.write(path, whole)
+        say(f"{path}: {model} {step.state}")
+        if server:
+            _wait(server, model, set(step.state.versions), {STABLE: step.state.stable, CANARY: step.state.canary})
+        grew = bool(server) and len(step.state.versions) > len(now.versions)
+        say(f"The server {step.told}." if server else f"At its next poll the server {step.told}.")
+    if step.then:
+        say(f"Next: {step.then}")
+
+
+def _check(exports: Path, model: str, state: Served) -> None:
+    """Every version that the server is told to hold must be there: it would wait for a missing one for ever."""
+    missing = sorted(set(state.versions) - set(versions(exports, model)))
+    if missing:
+        raise UserError(f"{exports / 'saved_model' / model} has no complete version {missing[0]}; put it back first")
+
+
+def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int]) -> None:
+    """Until the server holds these versions and answers to these labels; raises UserError after its time."""
+    deadline = server.clock() + server.timeout
+    while trouble := _trouble(server.connection, model, loaded, labels):
+        if server.clock() > deadline:
+            raise UserError(
+                f"{server.connection.url}: {trouble} after {server.timeout:g} s; does it poll this models.config, "
+                "with --model_config_file_poll_wait_seconds?"
+            )
+        server.sleep(POLL_SECONDS)
+
+
+def _trouble(connection: Connection, model: str, loaded: set[int], labels: dict[str, int]) -> str | None:
+    """What is not yet as it shall be; raises UserError where a version cannot be loaded."""
+    states = {one.version: one for one in connection.status(model)}
+    for version in sorted(loaded):
+        state = states.get(version)
+        if state and state.state == "END" and state.error:
+            raise UserError(f"{model} {version} could not be loaded: {state.error}; type: frostline rollback {model}")
+        if not state or state.state != "AVAILABLE":
+            return f"{model} {version} is {state.state if state else 'unknown'}"
+    for label, version in labels.items():
+        try:
+            found = connection.metadata(model, label=label).version
+        except ServingError as error:
+            if error.code != "NOT_FOUND":
+                raise
+            return f"{model} has no label {label}"
+        if found != version:
+            return f"{label} of {model} is still version {found}"
+    return None
