@@ -3,9 +3,11 @@
 import argparse
 import csv
 import datetime
+import difflib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are like all others: one line, and where to read on."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """What argparse does, but a command refuses a flag it does not know by the name of one that it does."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self.get_default("command") not in (None, serve):
+            flags = re.findall(r"--[a-z-]+", self.format_usage())
+            near = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{f'; did you mean {near[0]}?' if near else ''}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; type: {self.prog} --help")
@@ -128,7 +139,14 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("results", type=Path, metavar="RESULTS")
     _places(sub, "exports", "data")
     sub.add_argument("--only", action="append", default=[], metavar="NAME", help="a configuration; repeatable")
+    told = "of the ONNX file: float32, int8, float16 (for a GPU); repeatable; default: float32 and int8"
+    sub.add_argument("--variant", action="append", default=[], metavar="NAME", help=told)
     sub.set_defaults(command=export)
+
+    sub = commands.add_parser("check", help="whether published models are whole, and load in TensorFlow Serving")
+    sub.add_argument("exports", type=Path, metavar="EXPORTS")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=check)
 
     sub = commands.add_parser("infer", help="measure published models on the runtimes")
     sub.add_argument("exports", type=Path, metavar="EXPORTS")
@@ -353,10 +371,23 @@ def export(args: argparse.Namespace) -> int:
     asked = args.only or {c.freeze for c in configurations if not c.trial}
     chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
-        good = harness.export_models(chosen, places)
+        good = harness.export_models(chosen, places, args.variant)
     if deploy.published(args.exports):
         print(_renew_bundle(args.exports, args.results))
     return 0 if good else 1
+
+
+def check(args: argparse.Namespace) -> int:
+    """Print, for each published version, `ok` or what is wrong."""
+    from frostline.exporting import checking
+
+    found = checking.check(args.exports)
+    if args.format == "json":
+        print(json.dumps(found, indent=2))
+    else:
+        for entry in found:
+            print(f"{entry['model']} {entry['version']}: {'; '.join(entry['wrong']) or 'ok'}")
+    return 1 if any(entry["wrong"] for entry in found) else 0
 
 
 def infer(args: argparse.Namespace) -> int:

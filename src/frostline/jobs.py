@@ -48,8 +48,8 @@ from frostline.studies import Data, Stage
 Emit = Callable[..., None]
 Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 PARITY_IMAGES = 32
-SMALL_BATCH = 8  # images a step of the look at how long all training takes
 XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
+SMALL_BATCH = 8  # images a step of the look at how long all training takes
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
@@ -847,7 +847,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         off = found.get((precision, "off", number), [])
         told = _hopeless(found, precision, runs)
         if not told and xla == "on":
-            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed(found, number))
+            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed_by_xla(found, number))
         if told:
             emit("cell", skipped=told)
         else:
@@ -870,19 +870,14 @@ def _hopeless(found: Costs, precision: str, runs: list[Run]) -> str:
     return ""
 
 
-def _slowed(found: Costs, number: int) -> str:
-    """That XLA makes a configuration much slower in some precision; empty where it was not found to."""
-    off = {precision: stages for (precision, xla, row), stages in found.items() if (xla, row) == ("off", number)}
-    told = (
-        _slowed_by_xla(stages, found.get((precision, "on", number), []), precision) for precision, stages in off.items()
-    )
-    return next(filter(None, told), "")
-
-
-def _slowed_by_xla(off: list[dict[str, Any]], on: list[dict[str, Any]], precision: str) -> str:
-    """That XLA makes a configuration much slower, given its costs without and with it; empty where it does not."""
-    times = sum(cost["seconds"] for cost in on) / (sum(cost["seconds"] for cost in off) or math.inf)
-    return f"XLA makes it {times:.1f} times slower in {precision}" if times > XLA_SLOWS else ""
+def _slowed_by_xla(found: Costs, number: int) -> str:
+    """That XLA makes the steps of a run much slower in some precision; empty where it is not known to."""
+    seconds = {cell: sum(cost["seconds"] for cost in stages) for cell, stages in found.items()}
+    for (precision, xla, row), slow in seconds.items():
+        off = seconds.get((precision, "off", number), math.inf)
+        if (xla, row) == ("on", number) and slow > XLA_SLOWS * off:
+            return f"XLA makes it {slow / off:.1f} times slower in {precision}"
+    return ""
 
 
 def _not_worth_xla(
@@ -933,16 +928,19 @@ def _time(
 
 def export(job: dict[str, Any], emit: Emit) -> None:
     """Publish chosen runs; what fails becomes a record and an event, and the others go on."""
-    results, exports = Path(job["results"]), Path(job["exports"])
+    results = Path(job["results"])
     device.configure("float32")
     for entry in job["chosen"]:
-        record = entry["record"]
-        run = plan.restore(Run, record["config"])
+        run = plan.restore(Run, entry["record"]["config"])
         emit("exporting", model=run.model)
         outcome = {"kind": "export", "model": run.model, "run": run.id, "study": run.study, "freeze": run.freeze.name}
         try:
-            published = _publish(run, record, entry["seeds"], results, exports, _data_dir(job))
+            published = _publish(run, entry, job)
             outcome |= {"outcome": "ok", "reason": None, "version": published.version, "size_bytes": published.sizes}
+            outcome |= {"variants": published.variants, "accuracy": published.accuracy}
+            for name, about in published.variants.items():
+                if about["outcome"] != "ok":
+                    emit("variant_refused", model=run.model, variant=name, reason=about["reason"])
         except UserError:
             raise
         except Exception as error:
@@ -952,25 +950,26 @@ def export(job: dict[str, Any], emit: Emit) -> None:
         records.append(results, {**outcome, "time": records.now()})
 
 
-def _publish(
-    run: Run, record: dict[str, Any], seeds: list[int], results: Path, exports: Path, data_dir: Path | None
-) -> exporting.Published:
-    dataset = datasets.load(run.data, data_dir=data_dir, limit=run.limit)
+def _publish(run: Run, entry: dict[str, Any], job: dict[str, Any]) -> exporting.Published:
+    record = entry["record"]
+    _, dataset = datasets.part(_load(plan.whole(run.data), _data_dir(job), run.limit), run.data)
     device.seed_everything(run.seed)
     network = build(run, dataset)
-    models.load_weights(network, records.weights_file(results, run.id), head=True, skip=set())
+    models.load_weights(network, records.weights_file(Path(job["results"]), run.id), head=True, skip=set())
     facts = {
         "study": run.study,
         "freeze": run.freeze.name,
         "variant": run.variant,
         "seed": run.seed,
-        "chosen": f"the median of {len(seeds)} seeds by validation top-1",
+        "chosen": f"the median of {len(entry['seeds'])} seeds by validation top-1",
         "run": run.id,
         "run_time": record["time"],
         "fingerprint": run.fingerprint,
         "data": plan.plain(run.data),
+        "scaling": models.scaling(run.backbone.name, run.data.scaling),
         "limit": run.limit,
         "epochs_cap": run.epochs,
+        "record": {key: value for key, value in record.items() if key != "history"},
         "trained": {k: record[k] for k in ("validation_top1", "test_top1", "test_loss", "precision", "xla")},
     }
     return exporting.publish(
@@ -980,7 +979,9 @@ def _publish(
         class_names=dataset.class_names,
         images=dataset.test.images[:PARITY_IMAGES],
         facts=facts,
-        exports=exports,
+        exports=Path(job["exports"]),
+        data=dataset,
+        onnx_variants=entry["variants"],
     )
 
 

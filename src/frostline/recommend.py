@@ -298,7 +298,8 @@ def _outside(row: Row, limits: Limits) -> tuple[str, str] | None:
     if limits.max_latency_p99 is not None:
         latency = row["best_latency_p99_seconds"]
         if latency is None:
-            return "undecided", "no p99 of one image is measured; type: frostline infer EXPORTS (it needs 662 answers)"
+            told = "no p99 of one image is measured, which takes 662 answers"
+            return "undecided", f"{told}; type: frostline infer EXPORTS --profile valid"
         if latency > limits.max_latency_p99:
             most = f"{limits.max_latency_p99 * 1e3:g} ms are allowed"
             return "rejected", f"p99 {latency * 1e3:.2f} ms at best ({row['best_latency_p99_seconds_of']}), {most}"
