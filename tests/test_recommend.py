@@ -260,6 +260,9 @@ def test_rows_validated_on_test_are_chosen_on_request_only(tmp_path):
         recommend.advise(folder, Limits())
     (advice,) = recommend.advise(folder, Limits(), on_test=True)
     assert advice["recommended"] == "dense †"
+    both = keep(tmp_path / "both", [*STUDY, *three("dagger", 0.99, 1.0, protocol="document")])
+    (advice,) = recommend.advise(both, Limits())
+    assert advice["notes"][-1].startswith("1 validated on test (†) are left out")
 
 
 def test_one_seed_each_is_judged_by_images_alone_and_says_so(tmp_path):
@@ -273,6 +276,12 @@ def test_one_seed_among_others_with_several_is_not_judged(tmp_path):
     (advice,) = recommend.advise(folder, Limits())
     assert verdicts(advice)["single"] == "undecided" and advice["recommended"] == "dense"
     assert advice["reason"].endswith("cheaper, and undecided: single")
+
+
+def test_what_has_nobody_with_several_seeds_beside_it_is_not_judged(tmp_path):
+    folder = keep(tmp_path / "r", [*three("output", 0.3, 5.0), train("single", 0, 0.99, 9.0)])
+    (advice,) = recommend.advise(folder, Limits())
+    assert set(verdicts(advice).values()) == {"undecided"} and advice["recommended"] is None
 
 
 def test_equal_ones_are_preferred_on_cost_and_none_on_accuracy(tmp_path):
