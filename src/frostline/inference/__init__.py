@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import traceback
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from frostline import machine, runtimes, timing
+from frostline import device, machine, runtimes, timing
 from frostline.inference import loadgen, rules
 from frostline.inference.loadgen import Load, Window
 from frostline.inference.rules import PROFILES, Profile
@@ -27,8 +28,9 @@ FIGURES = (
     "latency_p99_seconds",
     "count",
 )
+PEAKS = ("peak_memory_bytes", "device_peak_memory_bytes")
 # What is measured once for all cells of a process, and with each of them.
-OF_PROCESS = ("load_seconds", "first_answer_seconds", "test_top1", "agreement", "peak_memory_bytes")
+OF_PROCESS = ("load_seconds", "first_answer_seconds", "test_top1", "agreement", *PEAKS)
 OF_CELL = (
     "server_seconds",
     "client_seconds",
@@ -148,7 +150,8 @@ def measure(
         for cell in found:
             if not cell.trouble and not _enough(cell, number, profile):
                 _, cell.trouble = _try(bench.window, cell)
-    facts = opened.facts | {"peak_memory_bytes": _peak_memory(subject, given)}
+    peaks = {"peak_memory_bytes": _peak_memory(subject, given), "device_peak_memory_bytes": _device_memory(subject)}
+    facts = opened.facts | peaks
     found_rows = (cell.trouble or _figures(cell, profile) for cell in found)
     return [blank | facts | row for blank, row in zip(blanks, found_rows, strict=True)]
 
@@ -159,6 +162,15 @@ def _peak_memory(subject: Subject, given: Given) -> int | None:
         return machine.peak_memory_bytes(subject.server.pid) if subject.server.pid else None
     peak = machine.peak_memory_bytes()
     return peak and peak - sum(memoryview(image).nbytes for image in given.images)
+
+
+def _device_memory(subject: Subject) -> int | None:
+    """The largest memory TensorFlow held on the GPU, or what the process holds there at the end; None without one."""
+    if subject.how.device != "gpu":
+        return None
+    if subject.entry.library in ("keras", "tensorflow"):
+        return device.peak_memory_bytes()
+    return machine.gpu_memory_bytes(os.getpid())
 
 
 def accuracy(subject: Subject, given: Given, clock: Clock = time.perf_counter) -> Row:
@@ -175,7 +187,7 @@ def share(record: Row, own: Row) -> Row:
         return own | cell
     if record["outcome"] != "ok":
         return own | cell | {key: record[key] for key in ("outcome", "reason")}
-    figures = {key: record[key] for key in (*FIGURES, *OF_CELL, "peak_memory_bytes", "valid", "reason")}
+    figures = {key: record[key] for key in (*FIGURES, *OF_CELL, *PEAKS, "valid", "reason")}
     return own | cell | figures | {"figures_of": record["model"]}
 
 
