@@ -465,6 +465,17 @@ def test_cells_that_were_measured_before_ctrl_c_are_not_measured_again(places, o
     assert settle(open_runs, places) == cells and len(left) == 5
 
 
+def test_what_leaves_nothing_open_needs_no_cells_where_others_were_interrupted(places, open_runs, monkeypatch):
+    freeze = dataclasses.replace(open_runs[0].freeze, precision=("float32",), xla=("off",), engine=("plain",))
+    runs = [dataclasses.replace(open_runs[0], freeze=freeze), open_runs[1]]
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", answering(interrupted(after=1)))
+    with pytest.raises(KeyboardInterrupt):
+        settle(runs, places)
+    assert [r["kind"] for r in records.read(places.results)] == ["cell"]
+    assert choice.pick(settle(runs, places, runs[:1]), runs[0], "cpu") == PLAIN
+
+
 def test_a_choice_that_lacks_a_cell_is_measured_for_what_lacks(places, open_runs, monkeypatch):
     places.results.mkdir()
     monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))

@@ -117,10 +117,8 @@ def settle(
     there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
     asked = choice.needed(pending)
     checked = preflight(everything, places, where=where, timing=asked and not there)
-    if not asked:
-        return there, checked["device"]
-    if kept and not choice.lacking(everything, there, checked["mixed"]):
-        return kept["cells"], checked["device"]
+    if not asked or (kept and not choice.lacking(everything, kept["cells"], checked["mixed"])):
+        return kept["cells"] if kept else [], checked["device"]
     return choose(everything, key, checked, there, places), checked["device"]
 
 
@@ -267,6 +265,7 @@ def preflight(
     `estimate`: configurations with their variants of which a few steps are timed at once.
     """
     found: Event = {}
+    checking: list[str] = []
     distinct = {run.configuration: run for run in planned}
     number = Counter(run.configuration for run in planned)
     job = {
@@ -283,7 +282,8 @@ def preflight(
 
         def on_event(event: Event) -> None:
             if event["event"] == "checking":
-                progress.show(f"checking {event['freeze']}", advance=1)
+                progress.show(f"checking {event['freeze']}", advance=bool(checking))  # the one before is checked
+                checking.append(event["freeze"])
             elif event["event"] == "checked":
                 found.update(event)
 

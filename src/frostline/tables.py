@@ -626,7 +626,8 @@ def _augmentation(done: list[Row]) -> list[str]:
             shown.setdefault(row["augment"], []).append(_name(row))
     if not shown:
         return []
-    lines = [f"Training images of {', '.join(names)}: {what}." for what, names in shown.items()]
+    of = {what: "" if len(names) == len(done) else f" of {', '.join(names)}" for what, names in shown.items()}
+    lines = [f"Training images{of[what]}: {what}." for what in shown]
     lines.append("augment s: making views of training images in the epochs, on the plain engine beside its steps.")
     if any(row["augment"] and not row["augment_views"] and row["engine"] != "plain" for row in done):
         lines.append(
