@@ -146,12 +146,15 @@ def measure(
     if not opened:
         return [blank | trouble for blank in blanks]
     bench = Bench(subject, opened, given, logs, profile, latency_bound, clock)
+    for cell in found:
+        _, cell.trouble = _try(bench.warm_up, cell)
+    peak = _peak_memory(subject, given)  # before LoadGen makes its queries ready, which are many in ten minutes
     for number in range(profile.most):
         for cell in found:
             if not cell.trouble and not _enough(cell, number, profile):
                 _, cell.trouble = _try(bench.window, cell)
-    peaks = {"peak_memory_bytes": _peak_memory(subject, given), "device_peak_memory_bytes": _device_memory(subject)}
-    facts = opened.facts | peaks
+    peak = _peak_memory(subject, given) if subject.server else peak  # it has grown with the requests in flight
+    facts = opened.facts | {"peak_memory_bytes": peak, "device_peak_memory_bytes": _device_memory(subject)}
     found_rows = (cell.trouble or _figures(cell, profile) for cell in found)
     return [blank | facts | row for blank, row in zip(blanks, found_rows, strict=True)]
 
@@ -316,10 +319,8 @@ class Bench:
     clock: Clock
 
     def window(self, cell: Cell) -> None:
-        """Add one window to a cell; the first comes after a warm-up. Raises WrongAnswer."""
+        """Add one window to a cell. Raises WrongAnswer."""
         answer, finish = self._answer(cell)
-        if cell.call_seconds is None:
-            cell.call_seconds = self._warm_up(cell, answer)
         load = self.load(cell)
         cpu, wall, requests = self._cpu(), time.perf_counter(), self._requests()
         if cell.scenario == "server":
@@ -391,11 +392,12 @@ class Bench:
 
         return answer, finish
 
-    def _warm_up(self, cell: Cell, answer: loadgen.Answer) -> float:
-        """Seconds of a call, the shortest of a few after the first, in which functions are traced or compiled."""
+    def warm_up(self, cell: Cell) -> None:
+        """Find the seconds of a call, the shortest of a few after the first, which may trace or compile a function."""
+        answer, _ = self._answer(cell)
         rows = (np.arange(cell.batch_size) % len(self.given.images)).tolist()
         seconds = timing.sample(lambda: answer(rows), warmup=1, min_seconds=0, min_count=WARMUP_CALLS, clock=self.clock)
-        return max(min(seconds), LEAST_IMAGE_SECONDS * cell.batch_size)
+        cell.call_seconds = max(min(seconds), LEAST_IMAGE_SECONDS * cell.batch_size)
 
     def _serve(self, cell: Cell, load: Load, answer: loadgen.Answer) -> None:
         """Find the highest rate of single images that keeps p99 within the bound; its windows are the cell's."""
