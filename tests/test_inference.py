@@ -336,10 +336,17 @@ def test_without_host_copies_the_held_images_are_what_is_timed_and_checked(fake,
 
     def hold(folder, manifest, how):
         def put(images):
+            ran = []
+
             def run():
                 clock.now += 0.00005 * len(images)
+                ran.append(1)
 
-            return run, lambda: right(images)
+            def read():
+                assert ran, "nothing was answered yet"
+                return right(images)
+
+            return run, read
 
         return put
 
@@ -347,6 +354,9 @@ def test_without_host_copies_the_held_images_are_what_is_timed_and_checked(fake,
     (record,) = measure(clock, tmp_path, cells=[("offline", 8)], host_copies=False)
     assert record["host_copies"] is False and record["outcome"] == "ok"
     assert record["latency_p50_seconds"] == pytest.approx(0.0004)
+    few = replace(FAST, seconds=0.0)  # a call a window: what was not called is not read
+    (record,) = measure(clock, tmp_path, cells=[("offline", 8)], host_copies=False, profile=few)
+    assert record["outcome"] == "ok" and record["count"] == 3
 
     def wrong(folder, manifest, how):
         return lambda images: (hold(folder, manifest, how)(images)[0], lambda: right(images)[::-1])

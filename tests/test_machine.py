@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 from pathlib import Path
 
 from frostline import machine
@@ -46,3 +47,13 @@ def test_another_process_can_be_asked_for_its_memory_and_its_seconds():
     assert machine.peak_memory_bytes(os.getpid()) > 1 << 20 and machine.cpu_seconds(os.getpid()) > 0
     gone = 2**22 + 1  # above the largest number that Linux gives
     assert machine.peak_memory_bytes(gone) is None and machine.cpu_seconds(gone) is None
+
+
+def test_memory_on_a_gpu_is_that_of_the_process(monkeypatch):
+    told = "7, 100\n8, 50\n7, 20\n9, [N/A]\n"
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    monkeypatch.setattr(machine.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess([], 0, told))
+    assert machine.gpu_memory_bytes(7) == 120 << 20
+    assert machine.gpu_memory_bytes(9) is None and machine.gpu_memory_bytes(1) is None
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert machine.gpu_memory_bytes(7) is None

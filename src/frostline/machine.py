@@ -85,6 +85,19 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(("name", "driver", "memory"), row, strict=True)) for row in rows]
 
 
+def gpu_memory_bytes(process: int) -> int | None:
+    """Memory that a process holds on the GPUs, as nvidia-smi says; None where it does not know the process."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    own = [
+        int(row[1]) for row in rows if len(row) == 2 and row[0].strip() == str(process) and row[1].strip().isdecimal()
+    ]
+    return sum(own) * 2**20 if own else None
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that results depend on."""
     found = {}

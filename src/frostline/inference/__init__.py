@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import traceback
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from frostline import machine, runtimes, timing
+from frostline import device, machine, runtimes, timing
 from frostline.inference import loadgen, rules
 from frostline.inference.loadgen import Load, Window
 from frostline.inference.rules import PROFILES, Profile
@@ -27,8 +28,9 @@ FIGURES = (
     "latency_p99_seconds",
     "count",
 )
+PEAKS = ("peak_memory_bytes", "device_peak_memory_bytes")
 # What is measured once for all cells of a process, and with each of them.
-OF_PROCESS = ("load_seconds", "first_answer_seconds", "test_top1", "agreement", "peak_memory_bytes")
+OF_PROCESS = ("load_seconds", "first_answer_seconds", "test_top1", "agreement", *PEAKS)
 OF_CELL = (
     "server_seconds",
     "client_seconds",
@@ -144,11 +146,15 @@ def measure(
     if not opened:
         return [blank | trouble for blank in blanks]
     bench = Bench(subject, opened, given, logs, profile, latency_bound, clock)
+    for cell in found:
+        _, cell.trouble = _try(bench.warm_up, cell)
+    peak = _peak_memory(subject, given)  # before LoadGen makes its queries ready, which are many in ten minutes
     for number in range(profile.most):
         for cell in found:
             if not cell.trouble and not _enough(cell, number, profile):
                 _, cell.trouble = _try(bench.window, cell)
-    facts = opened.facts | {"peak_memory_bytes": _peak_memory(subject, given)}
+    peak = _peak_memory(subject, given) if subject.server else peak  # it has grown with the requests in flight
+    facts = opened.facts | {"peak_memory_bytes": peak, "device_peak_memory_bytes": _device_memory(subject)}
     found_rows = (cell.trouble or _figures(cell, profile) for cell in found)
     return [blank | facts | row for blank, row in zip(blanks, found_rows, strict=True)]
 
@@ -159,6 +165,15 @@ def _peak_memory(subject: Subject, given: Given) -> int | None:
         return machine.peak_memory_bytes(subject.server.pid) if subject.server.pid else None
     peak = machine.peak_memory_bytes()
     return peak and peak - sum(memoryview(image).nbytes for image in given.images)
+
+
+def _device_memory(subject: Subject) -> int | None:
+    """The largest memory TensorFlow held on the GPU, or what the process holds there at the end; None without one."""
+    if subject.how.device != "gpu":
+        return None
+    if subject.entry.library in ("keras", "tensorflow"):
+        return device.peak_memory_bytes()
+    return machine.gpu_memory_bytes(os.getpid())
 
 
 def accuracy(subject: Subject, given: Given, clock: Clock = time.perf_counter) -> Row:
@@ -175,7 +190,7 @@ def share(record: Row, own: Row) -> Row:
         return own | cell
     if record["outcome"] != "ok":
         return own | cell | {key: record[key] for key in ("outcome", "reason")}
-    figures = {key: record[key] for key in (*FIGURES, *OF_CELL, "peak_memory_bytes", "valid", "reason")}
+    figures = {key: record[key] for key in (*FIGURES, *OF_CELL, *PEAKS, "valid", "reason")}
     return own | cell | figures | {"figures_of": record["model"]}
 
 
@@ -304,10 +319,8 @@ class Bench:
     clock: Clock
 
     def window(self, cell: Cell) -> None:
-        """Add one window to a cell; the first comes after a warm-up. Raises WrongAnswer."""
+        """Add one window to a cell. Raises WrongAnswer."""
         answer, finish = self._answer(cell)
-        if cell.call_seconds is None:
-            cell.call_seconds = self._warm_up(cell, answer)
         load = self.load(cell)
         cpu, wall, requests = self._cpu(), time.perf_counter(), self._requests()
         if cell.scenario == "server":
@@ -370,20 +383,21 @@ class Bench:
 
         def answer(rows: Sequence[int]) -> None:
             nonlocal calls
-            calls += 1
             held[calls % len(held)][0]()
+            calls += 1
 
         def finish() -> None:
-            for rows, (_, read) in list(zip(batches, held, strict=True))[: max(0, calls - 1)]:
+            for rows, (_, read) in list(zip(batches, held, strict=True))[:calls]:
                 self.check(rows.tolist(), read())
 
         return answer, finish
 
-    def _warm_up(self, cell: Cell, answer: loadgen.Answer) -> float:
-        """Seconds of a call, the shortest of a few after the first, in which functions are traced or compiled."""
+    def warm_up(self, cell: Cell) -> None:
+        """Find the seconds of a call, the shortest of a few after the first, which may trace or compile a function."""
+        answer, _ = self._answer(cell)
         rows = (np.arange(cell.batch_size) % len(self.given.images)).tolist()
         seconds = timing.sample(lambda: answer(rows), warmup=1, min_seconds=0, min_count=WARMUP_CALLS, clock=self.clock)
-        return max(min(seconds), LEAST_IMAGE_SECONDS * cell.batch_size)
+        cell.call_seconds = max(min(seconds), LEAST_IMAGE_SECONDS * cell.batch_size)
 
     def _serve(self, cell: Cell, load: Load, answer: loadgen.Answer) -> None:
         """Find the highest rate of single images that keeps p99 within the bound; its windows are the cell's."""
