@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline import children, choice, harness, inference, matrix, plan, records, studies
+from frostline import children, choice, harness, inference, matrix, plan, records, serving, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Member, Places
@@ -464,6 +465,17 @@ def test_cells_that_were_measured_before_ctrl_c_are_not_measured_again(places, o
     assert settle(open_runs, places) == cells and len(left) == 5
 
 
+def test_what_leaves_nothing_open_needs_no_cells_where_others_were_interrupted(places, open_runs, monkeypatch):
+    freeze = dataclasses.replace(open_runs[0].freeze, precision=("float32",), xla=("off",), engine=("plain",))
+    runs = [dataclasses.replace(open_runs[0], freeze=freeze), open_runs[1]]
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", answering(interrupted(after=1)))
+    with pytest.raises(KeyboardInterrupt):
+        settle(runs, places)
+    assert [r["kind"] for r in records.read(places.results)] == ["cell"]
+    assert choice.pick(settle(runs, places, runs[:1]), runs[0], "cpu") == PLAIN
+
+
 def test_a_choice_that_lacks_a_cell_is_measured_for_what_lacks(places, open_runs, monkeypatch):
     places.results.mkdir()
     monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
@@ -856,7 +868,6 @@ def publish(places, run, time, **facts):
             "data": {}, "class_names": ["5", "6"],
         }  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest | facts))
-        (folder / "model.onnx").touch()
 
 
 def test_an_unchanged_run_is_not_published_twice(places, planned, monkeypatch):
@@ -908,7 +919,7 @@ class Runtimes:
     def __call__(self, job, places, log, on_event, module=None):
         if job.get("action") == "test_images":
             return
-        assert module == "frostline.measuring" and job["tests"].keys() == {m["name"] for m in job["manifests"]}
+        assert module == "frostline.measuring" and job["tests"].keys() >= {m["name"] for m in job["manifests"]}
         self.jobs.append([m["name"] for m in job["manifests"]])
         for manifest in job["manifests"]:
             if manifest["name"] == self.dies_at:
@@ -942,9 +953,43 @@ def test_another_batch_size_profile_or_number_of_threads_is_another_cell(places,
     monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t")
     infer(places, monkeypatch)
-    for other in ({"batch_sizes": (16,)}, {"profile": "valid"}, {"threads": 1}, {"scenarios": ("server",)}):
+    for other in ({"batch_sizes": (16,)}, {"profile": "valid"}, {"threads": 1}):
         assert infer(places, monkeypatch, **other) == (True, [["tiny.output"]])
         assert infer(places, monkeypatch, **other) == (True, [])
+
+
+def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_its_graph(places, planned, monkeypatch):
+    places.results.mkdir()
+    for run in planned:
+        publish(places, run, "t")
+    servers, told = [], []
+
+    @contextlib.contextmanager
+    def running(exports, models, flags):
+        servers.append((models, [flag.partition("=")[0] for flag in flags]))
+        yield serving.Server("127.0.0.1:1", "http://127.0.0.1:2", "embedded", 7)
+
+    class Children(Runtimes):
+        def __call__(self, job, *args, **kwargs):
+            told.append((job.get("server"), job.get("how"), bool(job.get("figures"))))
+            shared = job["manifests"][1:] if job.get("figures") else job.get("manifests")
+            super().__call__({**job, "manifests": shared}, *args, **kwargs)
+
+    monkeypatch.setattr(serving, "running", running)
+    monkeypatch.setattr(harness, "spawn", Children(places))
+    asked = matrix.Asked(runtimes=("tf_serving_rest",), scenarios=("server",), threads=1)
+    assert harness.infer_models(None, places, asked)
+    pools = ["--monitoring_config_file", "--tensorflow_intra_op_parallelism", "--tensorflow_inter_op_parallelism"]
+    assert servers == [(["tiny.all"], pools), (["tiny.output"], pools)] * 2  # of pixels, of JPEG files
+    answered = [t for t in told if t[0]]
+    assert {(t[0]["backend"], t[0]["pid"], t[0]["rest"]) for t in answered} == {("embedded", 7, "http://127.0.0.1:2")}
+    assert [(t[1]["payload"], t[1]["url"], t[2]) for t in answered] == [
+        (payload, "http://127.0.0.1:2", shared) for payload in ("pixels", "jpeg") for shared in (False, True)
+    ]
+    rows = [r for r in records.read(places.results) if r["kind"] == "infer"]
+    assert {(r["model"], r["payload"], r["scenario"]) for r in rows} == {
+        (model, payload, "server") for model in ("tiny.all", "tiny.output") for payload in ("pixels", "jpeg")
+    }
 
 
 def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatch):
@@ -952,9 +997,23 @@ def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatc
     monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t")
     infer(places, monkeypatch)
-    (places.exports / "onnx" / planned[0].model / "1" / "model.int8.onnx").touch()
+    shutil.rmtree(places.exports)
+    publish(places, planned[0], "t", variants={"int8": {"reason": None, "size_bytes": 7}})
     assert infer(places, monkeypatch) == (True, [["tiny.output"]])
-    assert {r["variant"] for r in records.read(places.results) if r["outcome"] == "ok"} == {"float32", "int8"}
+    told = {(r["variant"], r["size_bytes"]) for r in records.read(places.results) if r["outcome"] == "ok"}
+    assert told == {("float32", 1), ("int8", 7)}
+
+
+def test_a_variant_that_was_refused_is_skipped_with_the_reason(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    publish(places, planned[0], "t", variants={"int8": {"reason": "agrees on 0.4", "size_bytes": None}})
+    assert infer(places, monkeypatch) == (True, [["tiny.output"]])
+    skipped = [r for r in records.read(places.results) if r["variant"] == "int8" and r["device"] == "cpu"]
+    assert {r["outcome"] for r in skipped} == {"skipped"} and len(skipped) == 2
+    assert {r["reason"] for r in skipped} == {"int8 is not published: agrees on 0.4"}
+    before = len(records.read(places.results))
+    assert infer(places, monkeypatch) == (True, []) and len(records.read(places.results)) == before
 
 
 def test_a_device_that_was_missing_is_measured_when_it_is_there(places, planned, monkeypatch):

@@ -1,5 +1,8 @@
+import io
 import json
+import os
 import statistics
+import urllib.error
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 
 from frostline import inference, runtimes
-from frostline.inference import Cell, Given, Subject, loadgen, rules
+from frostline.inference import Cell, Given, Subject, loadgen, rules, served
 from frostline.inference.loadgen import Window
 from frostline.runtimes import RUNTIMES, How
 
@@ -297,6 +300,14 @@ def test_figures_are_shared_and_accuracy_is_not(fake, clock, tmp_path):
     assert shared["test_top1"] == pytest.approx(0.1)
 
 
+def test_a_failure_is_shared_too(fake, clock, tmp_path):
+    fake(lambda images: right(images) + (0.001 if len(images) == 8 else 0))
+    (measured,) = measure(clock, tmp_path, cells=[("offline", 8)])
+    shared = inference.share(measured, accuracy(clock, name="tiny.all"))
+    assert (shared["model"], shared["outcome"], shared["reason"]) == ("tiny.all", "failed", measured["reason"])
+    assert shared["test_top1"] == 0.9 and shared["images_per_second"] is None
+
+
 def test_a_failed_accuracy_pass_shares_nothing(fake, clock, tmp_path):
     fake(right)
     (measured,) = measure(clock, tmp_path, cells=[("offline", 8)])
@@ -506,3 +517,61 @@ def test_a_runtime_that_costs_nothing_is_measured_too(clock, tmp_path):
     found = measure(clock, tmp_path, runtime="null")
     assert [r["outcome"] for r in found] == ["ok", "ok"]
     assert found[0]["test_top1"] is None and found[0]["agreement"] is None
+
+
+# -- a server ------------------------------------------------------------------------------------------
+
+PAGE = """# TYPE :tensorflow:serving:request_latency histogram
+:tensorflow:serving:request_latency_bucket{model_name="tiny.output",API="Predict",entrypoint="GRPC",le="10"} 1
+:tensorflow:serving:request_latency_sum{model_name="tiny.output",API="Predict",entrypoint="GRPC"} %d
+:tensorflow:serving:request_latency_count{model_name="tiny.output",API="Predict",entrypoint="GRPC"} %d
+:tensorflow:serving:request_latency_sum{model_name="other",API="Predict",entrypoint="REST"} 5e+06
+:tensorflow:serving:request_latency_count{model_name="other",API="Predict",entrypoint="REST"} 1
+"""
+
+
+class Answer(io.BytesIO):
+    def __init__(self, text):
+        super().__init__(text.encode())
+
+
+def test_what_a_server_spent_on_requests_is_read_from_its_metrics(monkeypatch):
+    monkeypatch.setattr(served.DIRECT, "open", lambda url, timeout: Answer(PAGE % (1500, 3)))
+    assert served.request_seconds("http://x", "tiny.output") == (0.0015, 3)
+    assert served.request_seconds("http://x", "unknown") == (0.0, 0)
+
+    def missing(url, timeout):
+        raise urllib.error.HTTPError(url, 404, "no metrics", None, None)
+
+    monkeypatch.setattr(served.DIRECT, "open", missing)
+    assert served.request_seconds("http://x", "tiny.output") is None
+
+
+def test_time_is_split_between_server_and_client(fake, clock, monkeypatch, tmp_path):
+    fake(right)
+    asked = []
+
+    def page(url, timeout):
+        asked.append(url)
+        return Answer(PAGE % (60 * 40 * len(asked), 40 * len(asked)))
+
+    monkeypatch.setattr(served.DIRECT, "open", page)
+    server = served.Served("embedded", "http://127.0.0.1:1", 3.5, os.getpid())
+    subject = Subject(MANIFEST, Path("unused"), "fake", How(payload="pixels"), server=server)
+    (record,) = inference.measure(subject, [("single_stream", 1)], GIVEN, tmp_path, profile=FAST, clock=clock)
+    assert record["server"] == "embedded" and record["load_seconds"] == 3.5 and record["payload"] == "pixels"
+    assert record["server_seconds"] == pytest.approx(60e-6) and record["client_seconds"] == pytest.approx(40e-6)
+    assert record["peak_memory_bytes"] > 1 << 20 and record["cpu_utilisation"] >= 0
+
+
+def test_files_are_sent_as_they_are_and_their_answers_held_to_looser_bounds(fake, clock, tmp_path):
+    def answer(files):
+        return right(np.stack([np.frombuffer(file, np.uint8).reshape(2, 2, 3) for file in files]))
+
+    fake(answer)
+    files = Given([image.tobytes() for image in IMAGES], LABELS, STORED + np.float32([0.01, -0.01]))
+    manifest = MANIFEST | {"trained": {"precision": "float32"}}
+    for payload, outcome in (("jpeg", "ok"), (None, "failed")):
+        subject = Subject(manifest, Path("unused"), "fake", How(payload=payload))
+        records = inference.measure(subject, CELLS, files, tmp_path, profile=FAST, clock=clock)
+        assert {r["outcome"] for r in records} == {outcome}

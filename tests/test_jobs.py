@@ -76,10 +76,12 @@ def test_the_effort_is_that_of_all_runs_and_of_all_cells(run, monkeypatch):
 
 
 def test_what_xla_slows_in_one_precision_is_not_tried_with_it_in_another(run, monkeypatch):
-    slower = jobs._slowed_by_xla([{"seconds": 1.0}, {"seconds": 1.0}], [{"seconds": 2.0}, {"seconds": 3.0}], "float32")
+    found = {("float32", "off", 0): cost(1.0) + cost(1.0), ("float32", "on", 0): cost(2.0) + cost(3.0)}
+    slower = jobs._slowed_by_xla(found, 0)
     assert slower == "XLA makes it 2.5 times slower in float32"
-    assert jobs._slowed_by_xla([{"seconds": 2.0}], [{"seconds": 3.0}], "float32") == ""
-    assert jobs._slowed_by_xla([], [{"seconds": 3.0}], "float32") == ""
+    assert jobs._slowed_by_xla(found, 1) == ""
+    assert jobs._slowed_by_xla({**found, ("float32", "off", 0): cost(3.0)}, 0) == ""
+    assert jobs._slowed_by_xla({("float32", "on", 0): cost(3.0)}, 0) == ""
     for costs in (off(0.020), off(0.020, "plain"), []):
         assert jobs._not_worth_xla(costs, run, {"shapes": SHAPES}, 3, slower) == slower
     assert jobs._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, None, slower) == ""
@@ -94,9 +96,10 @@ def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkey
 
     def time_one(run, xla, job, known, emit):
         tried.append(xla)
-        return [{"engine": "plain", "seconds": 9.0 if xla == "on" else 1.0, "pass_seconds": None, "boundary": []}]
+        return cost(9.0 if xla == "on" else 1.0)
 
     monkeypatch.setattr(jobs, "_time", time_one)
+    monkeypatch.setattr(jobs, "_not_worth_xla", lambda off, run, job, count, slower: slower)
     todo = [(precision, xla, 0) for xla in ("off", "on") for precision in ("float32", "mixed_bfloat16")]
     job = {"runs": [plan.plain(chosen)], "todo": todo, "measured": [], "shapes": SHAPES, "counts": [1]}
     try:

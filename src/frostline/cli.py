@@ -3,9 +3,11 @@
 import argparse
 import csv
 import datetime
+import difflib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are like all others: one line, and where to read on."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """What argparse does, but a command refuses a flag it does not know by the name of one that it does."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self.get_default("command") not in (None, serve):
+            flags = re.findall(r"--[a-z-]+", self.format_usage())
+            near = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{f'; did you mean {near[0]}?' if near else ''}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; type: {self.prog} --help")
@@ -454,15 +465,14 @@ def features_clear(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Print the classes that a server finds in images; 1 where some were not answered."""
-    # gRPC's stubs and decoding bring TensorFlow, which would talk, and take a GPU that the server may need.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     from frostline import client
     from frostline.predict import Asked, images
     from frostline.predict import predict as ask
 
     asked = Asked(args.model, args.version, args.label, args.form, args.top)
     paths = images(args.images)
+    if args.url.startswith("grpc:") or args.form == "pixels":
+        _quiet_tensorflow()
     with client.connect(args.url, timeout=args.timeout) as connection:
         answers = list(ask(connection, asked, paths))
     failed = [answer for answer in answers if answer.trouble]
@@ -473,6 +483,23 @@ def predict(args: argparse.Namespace) -> int:
     for answer in failed:
         print(f"frostline: {answer.path}: {answer.trouble}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _quiet_tensorflow() -> None:
+    """Import it, for gRPC's stubs and for decoding, without its talk and without a GPU that the server may need."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # some of the talk comes before any level is heard
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _answer(answer: "Answer") -> dict[str, Any]:
@@ -533,7 +560,8 @@ def _take(args: argparse.Namespace, step: Callable[["Served"], "Step"]) -> int:
     if not args.url:
         deploy.take(args.exports, args.model, step, None, print)
         return 0
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if args.url.startswith("grpc:"):
+        _quiet_tensorflow()
     with client.connect(args.url) as connection:
         deploy.take(args.exports, args.model, step, deploy.Server(connection, args.timeout), print)
     return 0

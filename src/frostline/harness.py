@@ -1,5 +1,6 @@
 """Runs studies: this process plans and keeps the books, children load TensorFlow and do one thing each."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from frostline import (
     records,
     runtimes,
     search,
+    serving,
     studies,
 )
 from frostline.errors import UserError
-from frostline.inference import rules
+from frostline.inference import rules, served
 from frostline.plan import Options, Run
 from frostline.progress import Progress, duration
 from frostline.studies import Study
@@ -115,10 +117,8 @@ def settle(
     there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
     asked = choice.needed(pending)
     checked = preflight(everything, places, where=where, timing=asked and not there)
-    if not asked:
-        return there, checked["device"]
-    if kept and not choice.lacking(everything, there, checked["mixed"]):
-        return kept["cells"], checked["device"]
+    if not asked or (kept and not choice.lacking(everything, kept["cells"], checked["mixed"])):
+        return kept["cells"] if kept else [], checked["device"]
     return choose(everything, key, checked, there, places), checked["device"]
 
 
@@ -265,6 +265,7 @@ def preflight(
     `estimate`: configurations with their variants of which a few steps are timed at once.
     """
     found: Event = {}
+    checking: list[str] = []
     distinct = {run.configuration: run for run in planned}
     number = Counter(run.configuration for run in planned)
     job = {
@@ -281,7 +282,8 @@ def preflight(
 
         def on_event(event: Event) -> None:
             if event["event"] == "checking":
-                progress.show(f"checking {event['freeze']}", advance=1)
+                progress.show(f"checking {event['freeze']}", advance=bool(checking))  # the one before is checked
+                checking.append(event["freeze"])
             elif event["event"] == "checked":
                 found.update(event)
 
@@ -705,9 +707,13 @@ def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *
             progress.show(f"measuring {way.label}")
             found = exporting.manifests(places.exports, runtimes.RUNTIMES[way.runtime].kind)
             entries = [m for m in found if models is None or m["name"] in models]
-            entries = [m for m in entries if matrix.published(way, places.exports, m)]
+            entries = [m for m in entries if matrix.tried(way, m)]
             wanted = {m["name"]: matrix.missing(way, m, told) for m in entries}
-            for group in matrix.groups([m for m in entries if wanted[m["name"]]]):
+            todo = [m for m in entries if wanted[m["name"]]]
+            for manifest in todo:
+                if reason := way.reason or matrix.refused(way, manifest):
+                    _record_unmeasured([manifest], way, wanted, "skipped", reason, places)
+            for group in matrix.groups(m for m in todo if not (way.reason or matrix.refused(way, m))):
                 failures += _infer(way, group, wanted, places, asked, tests)
             progress.show(f"measured {way.label}", advance=1)
     return not failures
@@ -764,9 +770,6 @@ def _infer(
     When the child dies, the model at which it did has failed, and what is left is measured in another.
     """
     before = len(records.read(places.results))
-    if way.reason:
-        _record_unmeasured(group, way, wanted, "skipped", way.reason, places)
-        return 0
     cells = [cell for cell in way.cells if any(cell in wanted[m["name"]] for m in group)]
     while group:
         told = len(records.read(places.results))
@@ -788,7 +791,7 @@ def _measure(
     tests: TestImages,
 ) -> None:
     """One child that measures the first of some models, and how well the others do."""
-    name = "-".join([way.runtime, way.how.variant, way.how.device, way.profile])
+    name = "-".join(filter(None, [way.runtime, way.how.variant, way.how.payload, way.how.device, way.profile]))
     job = {
         "manifests": group,
         "tests": tests.of(group),
@@ -798,8 +801,41 @@ def _measure(
         "profile": way.profile,
         "latency_bound": asked.latency_bound,
         "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
+        "figures": None,
+        "server": None,
     }
-    spawn(job, places, f"logs/infer-{name}.txt", lambda event: None, module="frostline.measuring")
+
+    def start(job: Event) -> None:
+        spawn(job, places, f"logs/infer-{name}.txt", lambda event: None, module="frostline.measuring")
+
+    scheme = runtimes.RUNTIMES[way.runtime].scheme
+    if not scheme:
+        start(job)
+        return
+    before = len(records.read(places.results))
+    with _served(group[:1], scheme, way, places) as server:  # alone, so that its memory is that of one model
+        start({**job, **server, "manifests": group[:1]})
+    figures = records.read(places.results)[before:]
+    if group[1:]:
+        with _served(group[1:], scheme, way, places) as server:
+            start({**job, **server, "figures": figures})
+
+
+@contextlib.contextmanager
+def _served(manifests: list[Event], scheme: str, way: matrix.Way, places: Places) -> Iterator[Event]:
+    """A server of some models; yields what a job says of it, and how it is asked."""
+    with tempfile.TemporaryDirectory(prefix="frostline-monitoring-") as folder:
+        config = Path(folder, "monitoring.config")
+        config.write_text(served.MONITORING)
+        flags = [f"--monitoring_config_file={config}"]
+        if way.how.threads:
+            flags += [f"--tensorflow_{pool}_op_parallelism={way.how.threads}" for pool in ("intra", "inter")]
+        started = time.monotonic()
+        with serving.running(places.exports, [m["name"] for m in manifests], flags=flags) as server:
+            url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
+            process = server.pid if server.backend != "docker" else None
+            about = served.Served(server.backend, server.rest, time.monotonic() - started, process)
+            yield {"how": plan.plain(dataclasses.replace(way.how, url=url)), "server": plan.plain(about)}
 
 
 def _unrecorded(group: list[Event], places: Places, before: int) -> list[Event]:

@@ -48,8 +48,8 @@ from frostline.studies import Data, Stage
 Emit = Callable[..., None]
 Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 PARITY_IMAGES = 32
-SMALL_BATCH = 8  # images a step of the look at how long all training takes
 XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
+SMALL_BATCH = 8  # images a step of the look at how long all training takes
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
 
@@ -847,7 +847,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         off = found.get((precision, "off", number), [])
         told = _hopeless(found, precision, runs)
         if not told and xla == "on":
-            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed(found, number))
+            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed_by_xla(found, number))
         if told:
             emit("cell", skipped=told)
         else:
@@ -870,19 +870,14 @@ def _hopeless(found: Costs, precision: str, runs: list[Run]) -> str:
     return ""
 
 
-def _slowed(found: Costs, number: int) -> str:
-    """That XLA makes a configuration much slower in some precision; empty where it was not found to."""
-    off = {precision: stages for (precision, xla, row), stages in found.items() if (xla, row) == ("off", number)}
-    told = (
-        _slowed_by_xla(stages, found.get((precision, "on", number), []), precision) for precision, stages in off.items()
-    )
-    return next(filter(None, told), "")
-
-
-def _slowed_by_xla(off: list[dict[str, Any]], on: list[dict[str, Any]], precision: str) -> str:
-    """That XLA makes a configuration much slower, given its costs without and with it; empty where it does not."""
-    times = sum(cost["seconds"] for cost in on) / (sum(cost["seconds"] for cost in off) or math.inf)
-    return f"XLA makes it {times:.1f} times slower in {precision}" if times > XLA_SLOWS else ""
+def _slowed_by_xla(found: Costs, number: int) -> str:
+    """That XLA makes the steps of a run much slower in some precision; empty where it is not known to."""
+    seconds = {cell: sum(cost["seconds"] for cost in stages) for cell, stages in found.items()}
+    for (precision, xla, row), slow in seconds.items():
+        off = seconds.get((precision, "off", number), math.inf)
+        if (xla, row) == ("on", number) and slow > XLA_SLOWS * off:
+            return f"XLA makes it {slow / off:.1f} times slower in {precision}"
+    return ""
 
 
 def _not_worth_xla(

@@ -1,15 +1,14 @@
 """Which cells of artifact × runtime × scenario are to be measured, and which are already."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from frostline import machine, runtimes
 from frostline.errors import UserError, lookup
 from frostline.inference.rules import PROFILES
 from frostline.runtimes import How
-from frostline.runtimes.onnxruntime import FILES
 
 Row = dict[str, Any]
 Cell = tuple[str, int]  # a scenario and a batch size
@@ -51,7 +50,8 @@ class Way:
     @property
     def label(self) -> str:
         variant = f" {self.how.variant}" if self.how.variant != "float32" else ""
-        return f"{self.runtime}{variant} on {self.how.device}"
+        payload = f" {self.how.payload}" if self.how.payload else ""
+        return f"{self.runtime}{variant}{payload} on {self.how.device}"
 
 
 def ways(asked: Asked) -> list[Way]:
@@ -59,24 +59,33 @@ def ways(asked: Asked) -> list[Way]:
     found = []
     for name in asked.runtimes or runtimes.RUNTIMES:
         runtime = runtimes.RUNTIMES[name]
-        for device in runtime.devices:
+        cells = tuple(_cells(asked, runtime))
+        for device in runtime.devices if cells else ():
             missing = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
-            for variant in runtime.variants[device]:
-                how = How(device, variant, asked.threads)
-                found.append(Way(name, how, asked.profile, tuple(_cells(asked)), missing))
+            for variant, payload in itertools.product(runtime.variants[device], runtime.payloads):
+                how = How(device, variant, asked.threads, payload)
+                found.append(Way(name, how, asked.profile, cells, missing))
+    if not found:
+        raise UserError("--scenario server is for a runtime that asks a server: tf_serving_grpc, tf_serving_rest")
     return found
 
 
-def _cells(asked: Asked) -> Iterator[Cell]:
-    """Scenarios and batch sizes: those that are asked for concern `offline` alone, the others send single images."""
-    for scenario in asked.scenarios or ("single_stream", "offline"):
-        for size in asked.batch_sizes if scenario == "offline" and asked.batch_sizes else SCENARIOS[scenario]:
+def _cells(asked: Asked, runtime: runtimes.Runtime) -> Iterator[Cell]:
+    """Scenarios and batch sizes: those that are asked for concern `offline` alone, the others send single images.
+
+    `server` is for runtimes that ask a server; what is sent to one is kept small.
+    """
+    for scenario in asked.scenarios or SCENARIOS:
+        if scenario == "server" and not runtime.scheme:
+            continue
+        sizes = SCENARIOS[scenario][:1] if runtime.scheme else SCENARIOS[scenario]
+        for size in asked.batch_sizes if scenario == "offline" and asked.batch_sizes else sizes:
             yield scenario, size
 
 
 def key(record: Row) -> tuple[Any, ...]:
     """What a measurement is of, without the model; a cell of two records with equal keys need not be measured twice."""
-    names = ("runtime", "variant", "device", "threads", "scenario", "profile", "batch_size")
+    names = ("runtime", "variant", "payload", "device", "threads", "scenario", "profile", "batch_size")
     return tuple(record.get(name) for name in names)
 
 
@@ -84,17 +93,22 @@ def missing(way: Way, manifest: Row, told: Sequence[Row]) -> list[Cell]:
     """The cells that no record of this training holds: the newest one decides, and so does a reason to skip."""
     training = (manifest["run"], manifest["run_time"])
     newest = {key(r): r for r in told if r["kind"] == "infer" and (r["run"], r["run_time"]) == training}
-    idle = ("skipped", way.reason)
+    idle = ("skipped", way.reason or refused(way, manifest))
     done = {k for k, r in newest.items() if r["outcome"] == "ok" or (r["outcome"], r["reason"]) == idle}
     threads = way.how.threads or machine.cores()
-    stem = (way.runtime, way.how.variant, way.how.device, threads)
+    stem = (way.runtime, way.how.variant, way.how.payload, way.how.device, threads)
     return [cell for cell in way.cells if (*stem, cell[0], way.profile, cell[1]) not in done]
 
 
-def published(way: Way, exports: Path, manifest: Row) -> bool:
-    """Whether the version of a model has the variant that a way runs."""
-    folder = exports / manifest["kind"] / manifest["name"] / str(manifest["version"])
-    return manifest["kind"] != "onnx" or (folder / FILES[way.how.variant]).is_file()
+def tried(way: Way, manifest: Row) -> bool:
+    """Whether the variant that a way runs was asked for when the model was published."""
+    return way.how.variant == "float32" or way.how.variant in manifest.get("variants", {})
+
+
+def refused(way: Way, manifest: Row) -> str | None:
+    """Why a variant that was asked for is not there; None where it is."""
+    about = manifest.get("variants", {}).get(way.how.variant, {"reason": None})
+    return f"{way.how.variant} is not published: {about['reason']}" if about["reason"] else None
 
 
 def groups(manifests: Iterable[Row]) -> list[list[Row]]:

@@ -1,6 +1,7 @@
 """The child that measures an artifact on a runtime, and loads no library that the runtime does without."""
 
 import contextlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 from frostline import children, inference, machine, plan, records
 from frostline.errors import UserError
 from frostline.inference import Given, Subject, rules
+from frostline.inference.served import Served
 from frostline.runtimes import How
 
 Job = dict[str, Any]
@@ -22,9 +24,11 @@ def work(job: Job, emit: Any) -> None:
     """Measure the first model, then how well those do that share its graph; each cell becomes a record."""
     try:
         first, *others = job["manifests"]
-        rows = _measure(_subject(job, first), job)
-        _keep(job, rows)
-        for manifest in others if all(row["outcome"] == "ok" for row in rows) else []:
+        rows = job["figures"]
+        if not rows:
+            rows = _measure(_subject(job, first), job)
+            _keep(job, rows)
+        for manifest in others if any(row["outcome"] == "ok" for row in rows) else []:
             emit("scoring", model=manifest["name"])
             own = inference.accuracy(_subject(job, manifest), _given(manifest, job))
             _keep(job, [inference.share(row, own) for row in rows])
@@ -34,7 +38,8 @@ def work(job: Job, emit: Any) -> None:
 
 def _subject(job: Job, manifest: Job) -> Subject:
     folder = Path(job["exports"]) / manifest["kind"] / manifest["name"] / str(manifest["version"])
-    return Subject(manifest, folder, job["runtime"], plan.restore(How, job["how"]))
+    server = Served(**job["server"]) if job["server"] else None
+    return Subject(manifest, folder, job["runtime"], plan.restore(How, job["how"]), server=server)
 
 
 def _measure(subject: Subject, job: Job) -> list[Job]:
@@ -54,7 +59,7 @@ def _measure(subject: Subject, job: Job) -> list[Job]:
 
 def _set_threads(subject: Subject) -> None:
     """Give TensorFlow its threads, before it starts; the other runtimes take them when they load."""
-    if subject.how.threads and subject.entry.library in ("keras", "tensorflow"):
+    if subject.how.threads and not subject.server and subject.entry.library in ("keras", "tensorflow"):
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(subject.how.threads)
@@ -65,7 +70,18 @@ def _given(manifest: Job, job: Job) -> Given:
     """The test images of a model, which another child left in a file: making them may take TensorFlow."""
     with np.load(job["tests"][manifest["name"]]) as kept:
         images, labels = kept["images"], kept["labels"]
+    if job["how"]["payload"] == "jpeg":
+        images = [_jpeg(image) for image in images]
     return Given(images, labels, _stored(manifest, labels, Path(job["results"])))
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    """The image as a file that a client would have, with little loss."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 def _stored(manifest: Job, labels: np.ndarray, results: Path) -> np.ndarray | None:

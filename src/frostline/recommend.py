@@ -213,19 +213,23 @@ def advise(results: Path, limits: Limits, *, on_test: bool = False) -> list[Row]
     same: dict[str, list[tuple[Row, records.Configuration]]] = {}
     for row, configuration in chosen:
         same.setdefault(row["task"], []).append((row, configuration))
-    return [_of_task(results, own, limits) for own in same.values()]
+    advice = [_of_task(results, own, limits) for own in same.values()]
+    if left_out and not on_test:
+        advice[-1]["notes"].append(f"{len(left_out)} validated on test (†) are left out; --validated-on-test has them.")
+    return advice
 
 
 def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], limits: Limits) -> Row:
-    correct, notes = _read(results, [configuration for _, configuration in own])
     rows = {_called(row): row for row, _ in own}
+    correct, notes = _read(results, {_called(row): configuration.finished for row, configuration in own})
     told = {name: _outside(row, limits) for name, row in rows.items()}
-    compared = {name: kept for name, kept in correct.items() if not told[name]}
-    if any(len(kept) > 1 for kept in compared.values()):
-        for name in [name for name, kept in compared.items() if len(kept) == 1]:
-            told[name] = ("undecided", "one seed, which says nothing of their spread; give it the seeds of the others")
-            del compared[name]
-    elif len(compared) > 1:
+    within = {name: kept for name, kept in correct.items() if not told[name]}
+    compared = {name: kept for name, kept in within.items() if len(kept) > 1} or within
+    for name in within.keys() - compared.keys():
+        told[name] = ("undecided", "one seed, which says nothing of their spread; give it the seeds of the others")
+    if len(compared) == 1 < len(within):
+        told[next(iter(compared))] = ("undecided", "no other has several seeds to be held against")
+    if len(compared) > 1 and max(map(len, compared.values())) == 1:
         notes.append(
             "One seed each: the images alone were resampled, so this holds for these very trainings and says nothing "
             "of other seeds; frostline run STUDY --seeds 0,1,2 would."
@@ -244,13 +248,12 @@ def _called(row: Row) -> str:
     return row["freeze"] + (f" ({row['variant']})" if row["variant"] else "") + records.marks(row)
 
 
-def _read(results: Path, own: Sequence[records.Configuration]) -> tuple[dict[str, dict[int, Any]], list[str]]:
+def _read(results: Path, finished: Mapping[str, Sequence[Row]]) -> tuple[dict[str, dict[int, Any]], list[str]]:
     """Which validation images each configuration and seed gets right, and what is missing; raises UserError."""
     correct: dict[str, dict[int, Any]] = {}
     notes, keys = [], None
-    for configuration in own:
-        name = _called({**configuration.rows[-1], **configuration.finished[-1]})
-        for record in configuration.finished:
+    for name, rows in finished.items():
+        for record in rows:
             kept = _predictions(results, record["run"])
             if kept is None:
                 notes.append(f"{name}: seed {record['seed']} left no predictions and is not counted.")
@@ -259,8 +262,7 @@ def _read(results: Path, own: Sequence[records.Configuration]) -> tuple[dict[str
             if kept[0] != keys:
                 raise UserError(f"{record['run']} was validated on other images; run its study again with --fresh")
             correct.setdefault(name, {})[record["seed"]] = kept[1]
-    missing = [c.freeze for c in own if _called({**c.rows[-1], **c.finished[-1]}) not in correct]
-    if missing:
+    if missing := [name for name in finished if name not in correct]:
         raise UserError(
             f"no predictions of {', '.join(missing)} under {results / 'runs'}; run the study again with --fresh, or "
             "give the folder it was run in"
@@ -298,7 +300,8 @@ def _outside(row: Row, limits: Limits) -> tuple[str, str] | None:
     if limits.max_latency_p99 is not None:
         latency = row["best_latency_p99_seconds"]
         if latency is None:
-            return "undecided", "no p99 of one image is measured; type: frostline infer EXPORTS (it needs 662 answers)"
+            told = "no p99 of one image is measured, which takes 662 answers"
+            return "undecided", f"{told}; type: frostline infer EXPORTS --profile valid"
         if latency > limits.max_latency_p99:
             most = f"{limits.max_latency_p99 * 1e3:g} ms are allowed"
             return "rejected", f"p99 {latency * 1e3:.2f} ms at best ({row['best_latency_p99_seconds_of']}), {most}"
@@ -314,9 +317,10 @@ def _entry(
     name: str, row: Row, told: tuple[str, str] | None, verdict: Verdict | None, images: int, margin: float
 ) -> Row:
     figures: Row = {"loss": None, "loss_upper": None, "loss_lower": None, "more_seeds": None, "then": None}
-    if told or not verdict:
-        outcome, reason = told or ("undecided", "left no predictions")
+    if told:
+        outcome, reason = told
     else:
+        assert verdict
         outcome, reason = verdict.outcome, _reason(verdict, len(row["seeds"]), images, margin)
         figures = {"loss": verdict.loss, "loss_upper": verdict.upper, "loss_lower": verdict.lower}
         figures |= {"more_seeds": verdict.more_seeds, "then": verdict.then}

@@ -468,6 +468,8 @@ def _infer_tables(study: str, infer: list[Row], form: Form) -> list[str]:
         f"The graph of {model.removeprefix(f'{study}.')} is also that of {', '.join(names)}."
         for model, names in shared.items()
     ]
+    failed = dict.fromkeys((_runtime(row), row["reason"]) for row in timed if row["outcome"] == "failed")
+    notes += [f"{runtime} failed: {reason}." for runtime, reason in failed]
     if idle:
         reason = next(row["reason"] for row in infer if row["device"] == idle)
         names = dict.fromkeys(row["runtime"] for row in infer if row["device"] == idle)
@@ -508,7 +510,7 @@ def _scenario(row: Row) -> str:
 def _rate(row: Row) -> str:
     if row["outcome"] == "ok":
         return _plain("images_per_second", digits=0)(row)
-    return f"{row['outcome']}: {row['reason']}"
+    return row["outcome"] if row["outcome"] == "failed" else f"{row['outcome']}: {row['reason']}"
 
 
 def _valid(row: Row) -> str:
@@ -624,7 +626,8 @@ def _augmentation(done: list[Row]) -> list[str]:
             shown.setdefault(row["augment"], []).append(_name(row))
     if not shown:
         return []
-    lines = [f"Training images of {', '.join(names)}: {what}." for what, names in shown.items()]
+    of = {what: "" if len(names) == len(done) else f" of {', '.join(names)}" for what, names in shown.items()}
+    lines = [f"Training images{of[what]}: {what}." for what in shown]
     lines.append("augment s: making views of training images in the epochs, on the plain engine beside its steps.")
     if any(row["augment"] and not row["augment_views"] and row["engine"] != "plain" for row in done):
         lines.append(
@@ -784,8 +787,10 @@ WHOLE: list[Column] = [
     ("on the front of", _fronts),
 ]
 
+
 def _grid(columns: Iterable[Column], table: list[Row], form: Form, keys: int = 1) -> str:
-    """A table; a column that has nothing to say in any row, or no more than that others failed, is left out."""
+    """A table whose rows the first `keys` columns tell apart; a column that has nothing to say in any row, or no more
+    than that others failed, is left out."""
     cells = {header: [show(row) for row in table] for header, show in columns}
     kept = {h: column for h, column in cells.items() if "-" not in column or set(column) - {"-", "failed"}}
     lines = [list(line) for line in zip(*kept.values(), strict=True)]

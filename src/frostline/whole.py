@@ -68,10 +68,11 @@ def joined(train: list[Row], infer: list[Row]) -> list[Row]:
 
 
 def _where(row: Row) -> str:
-    """The runtime, the artifact's variant and the device where there are several, and the batch."""
+    """The runtime, what sets its artifact, requests and device apart, the batch, and whether its windows disagreed."""
     variant = row.get("variant") if row.get("variant") not in (None, "float32") else None
     device = row["device"] if row["device"] != "cpu" else None
-    parts = (row["runtime"], variant, row.get("payload"), device, f"@{row['batch_size']}")
+    unstable = "unstable" if row.get("stable") is False else None
+    parts = (row["runtime"], variant, row.get("payload"), device, f"@{row['batch_size']}", unstable)
     return " ".join(part for part in parts if part)
 
 

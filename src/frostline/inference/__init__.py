@@ -16,6 +16,7 @@ from frostline import machine, runtimes, timing
 from frostline.inference import loadgen, rules
 from frostline.inference.loadgen import Load, Window
 from frostline.inference.rules import PROFILES, Profile
+from frostline.inference.served import Served, request_seconds
 from frostline.runtimes import How, Runtime
 
 FIGURES = (
@@ -28,7 +29,16 @@ FIGURES = (
 )
 # What is measured once for all cells of a process, and with each of them.
 OF_PROCESS = ("load_seconds", "first_answer_seconds", "test_top1", "agreement", "peak_memory_bytes")
-OF_CELL = ("cpu_utilisation", "stable", "windows", "latency_bound_seconds", "loadgen", "log")
+OF_CELL = (
+    "server_seconds",
+    "client_seconds",
+    "cpu_utilisation",
+    "stable",
+    "windows",
+    "latency_bound_seconds",
+    "loadgen",
+    "log",
+)
 WARMUP_CALLS = 3
 LEAST_IMAGE_SECONDS = 5e-6  # what LoadGen and Python take themselves: no runtime is expected to be faster
 ACCURACY_BATCH = 32
@@ -59,6 +69,12 @@ class Subject:
     runtime: str
     how: How = field(default_factory=How)
     host_copies: bool = True
+    server: Served | None = None
+
+    @property
+    def process(self) -> int | None:
+        """The process that answers, None for this one."""
+        return self.server.pid if self.server else None
 
     @property
     def entry(self) -> Runtime:
@@ -67,9 +83,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Given:
-    """The test images, uint8 [N,H,W,3], their labels [N], and the stored predictions of the run [N, classes]."""
+    """The test images, uint8 [N,H,W,3] or N encoded ones, labels [N], and the run's predictions [N, classes]."""
 
-    images: np.ndarray
+    images: np.ndarray | list[bytes]
     labels: np.ndarray
     stored: np.ndarray | None = None
 
@@ -95,6 +111,7 @@ class Cell:
     trouble: Row = field(default_factory=dict)
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
+    requests: list[tuple[float, int]] = field(default_factory=list)  # the server's seconds and their number, by window
     bound_seconds: float | None = None
 
     @property
@@ -131,15 +148,17 @@ def measure(
         for cell in found:
             if not cell.trouble and not _enough(cell, number, profile):
                 _, cell.trouble = _try(bench.window, cell)
-    facts = opened.facts | {"peak_memory_bytes": _peak_memory(given)}
+    facts = opened.facts | {"peak_memory_bytes": _peak_memory(subject, given)}
     found_rows = (cell.trouble or _figures(cell, profile) for cell in found)
     return [blank | facts | row for blank, row in zip(blanks, found_rows, strict=True)]
 
 
-def _peak_memory(given: Given) -> int | None:
-    """The largest resident memory of this process since before loading, without the test images."""
+def _peak_memory(subject: Subject, given: Given) -> int | None:
+    """The largest resident memory of the server, or of this process since before loading, without the test images."""
+    if subject.server:
+        return machine.peak_memory_bytes(subject.server.pid) if subject.server.pid else None
     peak = machine.peak_memory_bytes()
-    return peak and peak - given.images.nbytes
+    return peak and peak - sum(memoryview(image).nbytes for image in given.images)
 
 
 def accuracy(subject: Subject, given: Given, clock: Clock = time.perf_counter) -> Row:
@@ -150,10 +169,12 @@ def accuracy(subject: Subject, given: Given, clock: Clock = time.perf_counter) -
 
 
 def share(record: Row, own: Row) -> Row:
-    """The record of an artifact, measured by `accuracy`, with the figures of one whose graph is equal."""
+    """The record of an artifact, measured by `accuracy`, with what was measured of one whose graph is equal."""
     cell = {key: record[key] for key in ("scenario", "profile", "batch_size", "host_copies")}
     if own["outcome"] != "ok":
         return own | cell
+    if record["outcome"] != "ok":
+        return own | cell | {key: record[key] for key in ("outcome", "reason")}
     figures = {key: record[key] for key in (*FIGURES, *OF_CELL, "peak_memory_bytes", "valid", "reason")}
     return own | cell | figures | {"figures_of": record["model"]}
 
@@ -176,6 +197,8 @@ def _blank(subject: Subject, scenario: str | None, batch_size: int | None, profi
         **{key: manifest.get(key) for key in ("study", "freeze", "run", "run_time")},
         "runtime": subject.runtime,
         "variant": how.variant,
+        "payload": how.payload,
+        "server": subject.server.backend if subject.server else None,
         "device": how.device,
         "threads": how.threads or machine.cores(),
         "host_copies": subject.host_copies,
@@ -183,7 +206,7 @@ def _blank(subject: Subject, scenario: str | None, batch_size: int | None, profi
         "profile": profile.name,
         "batch_size": batch_size,
         **dict.fromkeys((*FIGURES, *OF_PROCESS, *OF_CELL)),
-        "size_bytes": manifest["size_bytes"],
+        "size_bytes": manifest.get("variants", {}).get(how.variant, manifest)["size_bytes"],
         "figures_of": None,
         "valid": False,
         "outcome": None,
@@ -209,14 +232,16 @@ def _try(work: Callable[..., Any], *args: Any) -> tuple[Any, Row]:
 def _open(subject: Subject, given: Given, clock: Clock) -> Opened:
     """Load the artifact, then let it answer one image, then all of them."""
     entry = runtimes.ready(subject.runtime, subject.how.device)
-    machine.reset_peak_memory()
+    if not subject.server:  # whose peak holds its start
+        machine.reset_peak_memory()
     started = clock()
     predict = entry.open(subject.folder, subject.manifest, subject.how)
     loaded = clock()
     predict(given.images[:1])
     answered = clock()
     probabilities = _answer_all(predict, given.images, len(subject.manifest["class_names"]))
-    facts: Row = {"load_seconds": loaded - started, "first_answer_seconds": answered - loaded}
+    load_seconds = subject.server.load_seconds if subject.server else loaded - started
+    facts: Row = {"load_seconds": load_seconds, "first_answer_seconds": answered - loaded}
     if entry.answers:
         facts["test_top1"] = float(np.mean(probabilities.argmax(axis=1) == given.labels))
         facts["agreement"] = _agreement(subject, probabilities, given.stored)
@@ -227,7 +252,7 @@ def _open(subject: Subject, given: Given, clock: Clock) -> Opened:
     return Opened(predict, entry.hold(subject.folder, subject.manifest, subject.how), probabilities, facts)
 
 
-def _answer_all(predict: runtimes.Predict, images: np.ndarray, classes: int) -> np.ndarray:
+def _answer_all(predict: runtimes.Predict, images: np.ndarray | list[bytes], classes: int) -> np.ndarray:
     """Probabilities [N, classes] of all images; raises WrongAnswer where they are something else."""
     starts = range(0, len(images), ACCURACY_BATCH)
     answers = np.concatenate([predict(images[start : start + ACCURACY_BATCH]) for start in starts])
@@ -245,7 +270,8 @@ def _agreement(subject: Subject, answers: np.ndarray, stored: np.ndarray | None)
         return None
     off = np.abs(answers - stored)
     how, trained = subject.how, subject.manifest.get("trained") or {}
-    if how.variant == "float32" and trained.get("precision") == "float32":
+    rounded = how.variant != "float32" or how.payload == "jpeg" or trained.get("precision") != "float32"
+    if not rounded:
         found, allowed = float(off.max()), FROM_STORED[how.device]
     else:
         found, allowed = float(off.sum(axis=1).mean() / 2), FROM_STORED_ROUNDED
@@ -283,14 +309,28 @@ class Bench:
         if cell.call_seconds is None:
             cell.call_seconds = self._warm_up(cell, answer)
         load = self.load(cell)
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall, requests = self._cpu(), time.perf_counter(), self._requests()
         if cell.scenario == "server":
             self._serve(cell, load, answer)
         else:
             cell.windows.append(self.run(cell, load, answer, len(cell.windows)))
-        cell.cpu_seconds += time.process_time() - cpu
+        cell.cpu_seconds += self._cpu() - cpu
         cell.wall_seconds += time.perf_counter() - wall
+        after = self._requests()
+        if requests and after:
+            cell.requests.append((after[0] - requests[0], after[1] - requests[1]))
         finish()
+
+    def _cpu(self) -> float:
+        """CPU seconds of what answers; NaN where it does not tell."""
+        if not self.subject.server:
+            return time.process_time()
+        found = machine.cpu_seconds(self.subject.server.pid) if self.subject.server.pid else None
+        return float("nan") if found is None else found
+
+    def _requests(self) -> tuple[float, int] | None:
+        server = self.subject.server
+        return request_seconds(server.rest, self.subject.manifest["name"]) if server else None
 
     def load(self, cell: Cell) -> Load:
         """What LoadGen is to send in a window of this cell."""
@@ -314,12 +354,15 @@ class Bench:
         predict, images = self.opened.predict, self.given.images
         if self.opened.hold:
             return self._held(cell, self.opened.hold)
+        if isinstance(images, list):
+            return (lambda rows: predict([images[row] for row in rows])), _nothing
         if cell.batch_size == 1:  # one image needs no copy to stand alone
             return (lambda rows: predict(images[rows[0] : rows[0] + 1])), _nothing
         return (lambda rows: predict(images[rows])), _nothing
 
     def _held(self, cell: Cell, hold: runtimes.Hold) -> tuple[loadgen.Answer, Callable[[], None]]:
         """Batches that lie on the device already take turns, whatever images LoadGen names."""
+        assert isinstance(self.given.images, np.ndarray)
         count, size = len(self.given.images), cell.batch_size
         batches = [np.arange(start, start + size) % count for start in range(0, count, size)[:8]]
         held = [hold(self.given.images[rows]) for rows in batches]
@@ -403,6 +446,7 @@ def _figures(cell: Cell, profile: Profile) -> Row:
     return {
         "images_per_second": statistics.median(window.images_per_second for window in last),
         **_latencies(cell.scenario, last),
+        **_split(cell, last),
         "cpu_utilisation": cell.cpu_seconds / cell.wall_seconds / machine.cores(),
         "stable": stable,
         "windows": [list(pair) for pair in cell.pairs],
@@ -412,6 +456,16 @@ def _figures(cell: Cell, profile: Profile) -> Row:
         "outcome": "ok",
         "reason": _reason(cell, last, profile, valid, stable),
     }
+
+
+def _split(cell: Cell, last: Sequence[Window]) -> Row:
+    """Mean seconds of a call that the server says it took, and what is left for the client and the way."""
+    seconds, count = (sum(values) for values in zip((0.0, 0), *cell.requests[-rules.LAST :], strict=True))
+    server = seconds / count if count else None
+    if server is None or cell.scenario == "server":  # whose calls wait for each other
+        return {"server_seconds": server, "client_seconds": None}
+    calls = statistics.fmean(second for window in last for second in window.seconds)
+    return {"server_seconds": server, "client_seconds": max(0.0, calls - server)}
 
 
 def _latencies(scenario: str, last: Sequence[Window]) -> Row:
@@ -434,11 +488,11 @@ def _reason(cell: Cell, last: Sequence[Window], profile: Profile, valid: bool, s
     """Why a result is not valid, and by how much its windows differ where they do."""
     told = []
     if profile.name != "valid":
-        seconds = sum(sum(window.seconds) for window in last)
-        took = f" in {seconds:.1f} s" if seconds else ""
+        at_once = cell.scenario == "server"
+        seconds = sum(w.count / w.images_per_second if at_once else sum(w.seconds) for w in last)
         full, what = PROFILES["valid"], "images" if cell.scenario == "offline" else "queries"
         told.append(
-            f"{profile.name}: {_latencies(cell.scenario, last)['count']:,} calls{took}; MLPerf asks for "
+            f"{profile.name}: {_latencies(cell.scenario, last)['count']:,} calls in {seconds:.1f} s; MLPerf asks for "
             f"{full.seconds:.0f} s and at least {full.queries[cell.scenario]:,} {what}"
         )
     elif not valid:

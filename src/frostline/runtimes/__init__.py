@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import lookup
-from frostline.runtimes import keras_predict, null, onnxruntime, openvino, saved_model, tf_function
+from frostline.runtimes import keras_predict, null, onnxruntime, openvino, saved_model, tf_function, tf_serving
 
 if TYPE_CHECKING:
     import numpy as np
 
-Predict = Callable[["np.ndarray"], "np.ndarray"]
+Predict = Callable[[Any], "np.ndarray"]  # of pixels, uint8 [N,H,W,3], or of a list of encoded images
 BOTH = ("cpu", "gpu")
 Hold = Callable[["np.ndarray"], tuple[Callable[[], None], Callable[[], "np.ndarray"]]]
 
@@ -28,11 +28,16 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class How:
-    """What a runtime is asked for: the device, the variant of the artifact, threads of a call (0: as many as cores)."""
+    """What a runtime is asked for: the device, the variant of the artifact, threads of a call (0: as many as cores).
+
+    Over the network also the address of the server, and whether it is sent `pixels` or `jpeg` files.
+    """
 
     device: str = "cpu"
     variant: str = "float32"
     threads: int = 0
+    payload: str | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Runtime:
     `library` is the module that it cannot do without, `extra` what brings it (None: the extra of the device).
     `variants` are those of the artifact that it runs, by device. `hold` gives a function that puts images on the device
     and returns two: one runs on them there and leaves the answer, the other reads it. None where the runtime always
-    copies. What answers without looking at the images has `answers` False: its answers are held to nothing.
+    copies. What answers without looking at the images has `answers` False: its answers are held to nothing. What asks a
+    server has the `scheme` of its address, and the `payloads` that it can send.
     """
 
     summary: str
@@ -54,6 +60,8 @@ class Runtime:
     extra: str | None = None
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(BOTH, ("float32",)))
     answers: bool = True
+    scheme: str | None = None
+    payloads: tuple[str | None, ...] = (None,)
 
 
 RUNTIMES = {
@@ -89,6 +97,24 @@ RUNTIMES = {
         openvino.open,
         extra="openvino",
         variants={"cpu": ("float32", "int8")},
+    ),
+    "tf_serving_grpc": Runtime(
+        "SavedModel: TensorFlow Serving, or the embedded server, over gRPC",
+        "saved_model",
+        "grpc",
+        ("cpu",),
+        tf_serving.open,
+        scheme="grpc",
+        payloads=("pixels", "jpeg"),
+    ),
+    "tf_serving_rest": Runtime(
+        "SavedModel: TensorFlow Serving, or the embedded server, over REST",
+        "saved_model",
+        "http",
+        ("cpu",),
+        tf_serving.open,
+        scheme="http",
+        payloads=("pixels", "jpeg"),
     ),
     "null": Runtime("nothing at all: what measuring itself costs", "onnx", "numpy", ("cpu",), null.open, answers=False),
 }
