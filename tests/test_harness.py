@@ -878,6 +878,29 @@ def test_an_unchanged_run_is_not_published_twice(places, planned, monkeypatch):
     assert harness.export_models({planned[0].configuration}, places)
 
 
+def test_a_variant_that_is_not_there_is_published_with_those_that_are(places, planned, monkeypatch):
+    jobs = []
+
+    def spawn(job, places, log, on_event):
+        jobs.append([entry["variants"] for entry in job["chosen"]])
+        for entry in job["chosen"]:
+            on_event({"event": "exporting", "model": entry["record"]["model"]})
+
+    monkeypatch.setattr(harness, "spawn", spawn)
+    places.results.mkdir()
+    for run in planned:
+        finish(run, places.results)
+    publish(places, planned[0], "t", variants={"float32": {}, "int8": {}})
+    configurations = {run.configuration for run in planned}
+    assert harness.export_models(configurations, places)
+    assert harness.export_models(configurations, places, ["float16"])
+    assert harness.export_models({planned[0].configuration}, places, ["int8"])
+    assert jobs == [
+        [["float32", "int8"]],
+        [["float32", "int8", "float16"], ["float32", "float16"]],
+    ]
+
+
 def test_a_quick_try_is_not_published_over_the_real_model(places, planned, monkeypatch, capsys):
     monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("nothing to export"))
     places.results.mkdir()
