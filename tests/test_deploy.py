@@ -288,7 +288,7 @@ def test_without_a_server_each_command_is_one_step(exports, capsys):
     deploy.bundle(exports)
     publish(exports, "tiny", 2)
     for words, state, then in [
-        (("rollout",), LOADED, "frostline rollout tiny --version 2"),
+        (("rollout",), LOADED, "once it is loaded, frostline rollout tiny --version 2"),
         (("rollout",), CANARY, "frostline rollout tiny --promote"),
         (("rollout", "--promote"), PROMOTED, "frostline rollback tiny"),
         (("rollback",), LOADED, "frostline rollout tiny --finish"),
@@ -296,10 +296,24 @@ def test_without_a_server_each_command_is_one_step(exports, capsys):
         (("rollout", "--promote"), PROMOTED, "--finish"),
         (("rollout", "--finish"), TWO, ""),
     ]:
+        os.utime(exports / "serving" / "models.config", (0, 0))
         assert run(words[0], "tiny", *words[1:], "--exports", exports) == 0
         out = capsys.readouterr().out
         assert served(exports) == state and "At its next poll the server" in out and then in out
     assert served(exports, "pets.all") == Served((12,), 12, 12)
+
+
+def test_a_label_is_not_moved_before_a_server_can_have_loaded_its_version(exports):
+    deploy.bundle(exports)
+    publish(exports, "tiny", 2)
+    step = lambda now: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    deploy.take(exports, "tiny", step, None, print)
+    written = (exports / "serving" / "models.config").stat().st_mtime
+    with pytest.raises(UserError, match=r"has not loaded tiny 2 yet would refuse .* again in 20 s"):
+        deploy.take(exports, "tiny", step, None, print, clock=lambda: written + 10)
+    assert served(exports) == LOADED
+    deploy.take(exports, "tiny", step, None, print, clock=lambda: written + 30)
+    assert served(exports) == CANARY
 
 
 def test_a_version_that_is_not_whole_is_never_asked_for(exports, capsys):

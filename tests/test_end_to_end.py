@@ -106,7 +106,9 @@ def test_published_models_answer_on_every_runtime_and_missing_devices_are_skippe
     infer = [r for r in rows(place) if r["kind"] == "infer"]
     cpu = [r for r in infer if r["device"] == "cpu"]
     assert {r["runtime"] for r in cpu} == {"keras_predict", "tf_function", "saved_model", "onnxruntime"}
-    assert {r["batch_size"] for r in cpu} == {1, 32, 256}
+    assert {(r["scenario"], r["batch_size"]) for r in cpu} == {
+        ("single_stream", 1), ("offline", 32), ("offline", 256),
+    }  # fmt: skip
     assert {r["outcome"] for r in cpu} == {"ok"}, [r["reason"] for r in cpu]
     for model in {r["model"] for r in cpu}:
         assert len({r["test_top1"] for r in cpu if r["model"] == model}) == 1

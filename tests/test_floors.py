@@ -12,21 +12,22 @@ import frostline
 FLOORS = {
     0: {"errors", "timing", "machine", "progress", "children", "batching"},
     1: {"studies", "pytorch", "graphs", "tfds", "serving", "client"},
-    2: {"records", "plan", "layers", "lite0", "own"},
+    2: {"records", "whole", "plan", "layers", "lite0", "own"},
     3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
-    4: {"predict", "models", "frontier", "cached", "runtimes", "search"},
+    4: {"predict", "recommend", "models", "frontier", "cached", "runtimes", "search"},
     5: {"training", "exporting", "inference", "deploy"},
-    6: {"prefix"},
+    6: {"prefix", "matrix"},
     7: {"costs", "trunk"},
-    8: {"harness", "jobs"},
+    8: {"harness", "jobs", "measuring"},
     9: {"cli"},
 }
 # plan needs studies alone; choice needs plan; search needs plan, heads and backbones;
 # freezing marks the BatchNormalization of layers.
 SOURCE = Path(frostline.__file__).parent
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "plan", "tables", "plots", "choice", "datasets", "backbones",
-                                       "heads", "freezing", "features", "runtimes", "search", "cli"})  # fmt: skip
+LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "whole", "recommend", "plan", "tables", "plots", "choice",
+                                       "datasets", "backbones", "heads", "freezing", "features", "runtimes", "search",
+                                       "cli"})  # fmt: skip
 
 
 def modules():

@@ -1,14 +1,18 @@
+import contextlib
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from frostline import children, choice, harness, plan, records, studies
+from frostline import children, choice, harness, inference, matrix, plan, records, serving, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Member, Places
+from frostline.inference.rules import PROFILES
 from frostline.plan import Options
+from frostline.runtimes import How
 
 PLAIN = Setting("float32", "off", ())
 
@@ -461,6 +465,17 @@ def test_cells_that_were_measured_before_ctrl_c_are_not_measured_again(places, o
     assert settle(open_runs, places) == cells and len(left) == 5
 
 
+def test_what_leaves_nothing_open_needs_no_cells_where_others_were_interrupted(places, open_runs, monkeypatch):
+    freeze = dataclasses.replace(open_runs[0].freeze, precision=("float32",), xla=("off",), engine=("plain",))
+    runs = [dataclasses.replace(open_runs[0], freeze=freeze), open_runs[1]]
+    places.results.mkdir()
+    monkeypatch.setattr(harness, "spawn", answering(interrupted(after=1)))
+    with pytest.raises(KeyboardInterrupt):
+        settle(runs, places)
+    assert [r["kind"] for r in records.read(places.results)] == ["cell"]
+    assert choice.pick(settle(runs, places, runs[:1]), runs[0], "cpu") == PLAIN
+
+
 def test_a_choice_that_lacks_a_cell_is_measured_for_what_lacks(places, open_runs, monkeypatch):
     places.results.mkdir()
     monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
@@ -755,7 +770,7 @@ def test_trials_are_not_published(places, tmp_path, tiny_study, monkeypatch):
     monkeypatch.setattr(
         harness, "export_models", lambda configurations, places: published.extend(configurations) or True
     )
-    monkeypatch.setattr(harness, "infer_models", lambda models, places, fresh: measured.extend(models) or True)
+    monkeypatch.setattr(harness, "infer_models", lambda models, places, asked, fresh: measured.extend(models) or True)
     options = Options(seeds=(0, 1), only=("output",), precision=("float32",), xla=("off",), engine=("plain",))
     harness.run_study(str(tmp_path / "tiny.toml"), options, places)
     assert set(measured) == {"tiny.output", "tiny.output_best"} and len(published) == 2
@@ -850,6 +865,7 @@ def publish(places, run, time, **facts):
         manifest = {
             "kind": kind, "name": run.model, "version": 1, "run": run.id, "run_time": time, "limit": None,
             "epochs_cap": None, "size_bytes": 1, "graph": "g", "study": "tiny", "freeze": run.freeze.name,
+            "data": {}, "class_names": ["5", "6"],
         }  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest | facts))
 
@@ -877,21 +893,24 @@ class Runtimes:
     def __init__(self, places, dies_at=None):
         self.places, self.dies_at, self.jobs = places, dies_at, []
 
-    def __call__(self, job, places, log, on_event):
+    def __call__(self, job, places, log, on_event, module=None):
+        if job.get("action") == "test_images":
+            return
+        assert module == "frostline.measuring" and job["tests"].keys() >= {m["name"] for m in job["manifests"]}
         self.jobs.append([m["name"] for m in job["manifests"]])
         for manifest in job["manifests"]:
             if manifest["name"] == self.dies_at:
                 raise children.Died("killed by the system")
-            for size in job["batch_sizes"]:
-                row = {"kind": "infer", "runtime": job["runtime"], "device": job["device"], "batch_size": size}
-                told = {"model": manifest["name"], "run": manifest["run"], "run_time": manifest["run_time"]}
-                records.append(self.places.results, {**row, **told, "outcome": "ok", "reason": None})
+            subject = inference.Subject(manifest, Path("x"), job["runtime"], How(**job["how"]))
+            for row in inference.unmeasured(subject, job["cells"], PROFILES[job["profile"]], "ok", ""):
+                records.append(self.places.results, row)
 
 
-def infer(places, monkeypatch, dies_at=None):
+def infer(places, monkeypatch, dies_at=None, **asked):
     children_ = Runtimes(places, dies_at)
     monkeypatch.setattr(harness, "spawn", children_)
-    good = harness.infer_models(None, places, names=["onnxruntime"], batch_sizes=[1, 8])
+    asked = matrix.Asked(**{"runtimes": ("onnxruntime",), "batch_sizes": (8,)} | asked)
+    good = harness.infer_models(None, places, asked)
     return good, children_.jobs
 
 
@@ -904,6 +923,74 @@ def test_what_is_measured_is_not_measured_again_but_another_training_is(places, 
     shutil.rmtree(places.exports)
     publish(places, planned[0], "later")  # version 1 again, of another training
     assert infer(places, monkeypatch) == (True, [["tiny.output"]])
+
+
+def test_another_batch_size_profile_or_number_of_threads_is_another_cell(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    publish(places, planned[0], "t")
+    infer(places, monkeypatch)
+    for other in ({"batch_sizes": (16,)}, {"profile": "valid"}, {"threads": 1}):
+        assert infer(places, monkeypatch, **other) == (True, [["tiny.output"]])
+        assert infer(places, monkeypatch, **other) == (True, [])
+
+
+def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_its_graph(places, planned, monkeypatch):
+    places.results.mkdir()
+    for run in planned:
+        publish(places, run, "t")
+    servers, told = [], []
+
+    @contextlib.contextmanager
+    def running(exports, models, flags):
+        servers.append((models, [flag.partition("=")[0] for flag in flags]))
+        yield serving.Server("127.0.0.1:1", "http://127.0.0.1:2", "embedded", 7)
+
+    class Children(Runtimes):
+        def __call__(self, job, *args, **kwargs):
+            told.append((job.get("server"), job.get("how"), bool(job.get("figures"))))
+            shared = job["manifests"][1:] if job.get("figures") else job.get("manifests")
+            super().__call__({**job, "manifests": shared}, *args, **kwargs)
+
+    monkeypatch.setattr(serving, "running", running)
+    monkeypatch.setattr(harness, "spawn", Children(places))
+    asked = matrix.Asked(runtimes=("tf_serving_rest",), scenarios=("server",), threads=1)
+    assert harness.infer_models(None, places, asked)
+    pools = ["--monitoring_config_file", "--tensorflow_intra_op_parallelism", "--tensorflow_inter_op_parallelism"]
+    assert servers == [(["tiny.all"], pools), (["tiny.output"], pools)] * 2  # of pixels, of JPEG files
+    answered = [t for t in told if t[0]]
+    assert {(t[0]["backend"], t[0]["pid"], t[0]["rest"]) for t in answered} == {("embedded", 7, "http://127.0.0.1:2")}
+    assert [(t[1]["payload"], t[1]["url"], t[2]) for t in answered] == [
+        (payload, "http://127.0.0.1:2", shared) for payload in ("pixels", "jpeg") for shared in (False, True)
+    ]
+    rows = [r for r in records.read(places.results) if r["kind"] == "infer"]
+    assert {(r["model"], r["payload"], r["scenario"]) for r in rows} == {
+        (model, payload, "server") for model in ("tiny.all", "tiny.output") for payload in ("pixels", "jpeg")
+    }
+
+
+def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    publish(places, planned[0], "t")
+    infer(places, monkeypatch)
+    shutil.rmtree(places.exports)
+    publish(places, planned[0], "t", variants={"int8": {"reason": None, "size_bytes": 7}})
+    assert infer(places, monkeypatch) == (True, [["tiny.output"]])
+    told = {(r["variant"], r["size_bytes"]) for r in records.read(places.results) if r["outcome"] == "ok"}
+    assert told == {("float32", 1), ("int8", 7)}
+
+
+def test_a_variant_that_was_refused_is_skipped_with_the_reason(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    publish(places, planned[0], "t", variants={"int8": {"reason": "agrees on 0.4", "size_bytes": None}})
+    assert infer(places, monkeypatch) == (True, [["tiny.output"]])
+    skipped = [r for r in records.read(places.results) if r["variant"] == "int8" and r["device"] == "cpu"]
+    assert {r["outcome"] for r in skipped} == {"skipped"} and len(skipped) == 2
+    assert {r["reason"] for r in skipped} == {"int8 is not published: agrees on 0.4"}
+    before = len(records.read(places.results))
+    assert infer(places, monkeypatch) == (True, []) and len(records.read(places.results)) == before
 
 
 def test_a_device_that_was_missing_is_measured_when_it_is_there(places, planned, monkeypatch):

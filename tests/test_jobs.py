@@ -73,3 +73,38 @@ def test_the_effort_is_that_of_all_runs_and_of_all_cells(run, monkeypatch):
     look = (7, run, run.freeze.stages[0], images)
     found = jobs._effort([look], [{"size": 32, "classes": 2}], {"cells": 4, "counts": [2]})
     assert found == {"training_seconds": pytest.approx(2 * (1000 + 5) * 0.5 / 8), "timing_seconds": 12.0}
+
+
+def test_what_xla_slows_in_one_precision_is_not_tried_with_it_in_another(run, monkeypatch):
+    found = {("float32", "off", 0): cost(1.0) + cost(1.0), ("float32", "on", 0): cost(2.0) + cost(3.0)}
+    slower = jobs._slowed_by_xla(found, 0)
+    assert slower == "XLA makes it 2.5 times slower in float32"
+    assert jobs._slowed_by_xla(found, 1) == ""
+    assert jobs._slowed_by_xla({**found, ("float32", "off", 0): cost(3.0)}, 0) == ""
+    assert jobs._slowed_by_xla({("float32", "on", 0): cost(3.0)}, 0) == ""
+    for costs in (off(0.020), off(0.020, "plain"), []):
+        assert jobs._not_worth_xla(costs, run, {"shapes": SHAPES}, 3, slower) == slower
+    assert jobs._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, None, slower) == ""
+    monkeypatch.setattr(device, "kind", lambda: "gpu")
+    assert jobs._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, 3, slower) == ""
+
+
+def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkeypatch):
+    study = plan.resolve(studies.parse(tiny_study, "tiny"), Options(only=("output",)))
+    (chosen,) = plan.runs(study, Options(only=("output",)), lambda data: "data", lambda path: "digest")
+    tried, told = [], []
+
+    def time_one(run, xla, job, known, emit):
+        tried.append(xla)
+        return cost(9.0 if xla == "on" else 1.0)
+
+    monkeypatch.setattr(jobs, "_time", time_one)
+    monkeypatch.setattr(jobs, "_not_worth_xla", lambda off, run, job, count, slower: slower)
+    todo = [(precision, xla, 0) for xla in ("off", "on") for precision in ("float32", "mixed_bfloat16")]
+    job = {"runs": [plan.plain(chosen)], "todo": todo, "measured": [], "shapes": SHAPES, "counts": [1]}
+    try:
+        jobs.steps(job, lambda event, **facts: told.append(facts))
+    finally:
+        device.configure("float32")
+    assert tried == ["off", "off", "on"]
+    assert told == [{"skipped": "XLA makes it 9.0 times slower in float32"}]

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 from frostline import machine
@@ -39,3 +40,9 @@ def test_the_cache_follows_the_environment(monkeypatch):
     assert machine.cache() == Path("/somewhere/frostline")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert machine.cache() == Path.home() / ".cache" / "frostline"
+
+
+def test_another_process_can_be_asked_for_its_memory_and_its_seconds():
+    assert machine.peak_memory_bytes(os.getpid()) > 1 << 20 and machine.cpu_seconds(os.getpid()) > 0
+    gone = 2**22 + 1  # above the largest number that Linux gives
+    assert machine.peak_memory_bytes(gone) is None and machine.cpu_seconds(gone) is None

@@ -226,3 +226,14 @@ def test_the_command_draws_into_the_first_folder_and_prints_what_it_wrote(tmp_pa
     assert capsys.readouterr().out.split() == [str(tmp_path / "c" / "b.html")]
     assert cli.main(["plot", str(tmp_path)]) == 2
     assert "holds no records.jsonl" in capsys.readouterr().err
+
+
+def test_with_one_epoch_dots_stand_beside_each_other_and_tell_the_epoch_they_are_of():
+    rows = [train(name, seed, epochs(1.0)) for name in ("head", "all", "scratch") for seed in (0, 1)]
+    (panel, *_) = of(rows)["toy"].panels
+    moved = plots.apart(panel)
+    assert list(moved.values()) == pytest.approx([-0.8 / 3, 0, 0.8 / 3])
+    trace = plots._trace(panel.lines[0], "epoch", True, moved["head (2)"])
+    assert trace.x == pytest.approx([1 - 0.8 / 3]) and tuple(trace.customdata[0]) == (1, " ± 0.0000")
+    (longer, *_) = of([*rows, train("more", 0, epochs(1.0, 0.5))])["toy"].panels
+    assert set(plots.apart(longer).values()) == {0.0}

@@ -6,7 +6,7 @@ import pytest
 import serving_fake
 from PIL import Image
 
-from frostline import cli, predict
+from frostline import cli, client, predict
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_folders_and_files_as_a_table(place, pictures, capsys):
 
 
 def test_pixels_are_decoded_and_resized_as_for_training(place, pictures):
-    from frostline import client, datasets
+    from frostline import datasets
 
     place.model.size = 3
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -137,8 +137,24 @@ def test_mistakes(place, pictures, tmp_path, capsys):
     assert "--top 3: tiny names its best 2" in capsys.readouterr().err
 
 
+def test_a_request_that_another_one_spoiled_is_asked_again(place, pictures, capsys):
+    place.model.failures = ["INVALID_ARGUMENT"]
+    assert run(place, pictures / "black.png") == 0
+    assert len(place.model.asked) == 2 and "black.png" in capsys.readouterr().out
+
+
+def test_a_server_that_has_gone_ends_it(place, pictures, capsys):
+    place.model.failures = ["INVALID_ARGUMENT", "NOT_FOUND"]
+    assert run(place, pictures / "black.png") == 2
+    assert "tiny has no version that answers" in capsys.readouterr().err
+
+
+def test_the_words_of_a_server_are_one_line():
+    error = client.ServingError("INVALID_ARGUMENT", "http://a: Graph error:\n\nbad JPEG.\n\t [[{{node map/x}}]]")
+    assert predict._reason(error, "http://a") == "Graph error: bad JPEG."
+
+
 @pytest.mark.parametrize("flags", [("--timeout", "0"), ("--timeout", "x"), ("--version", "1", "--label", "a")])
 def test_flags_that_mean_nothing(place, pictures, flags, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run(place, pictures, *flags)
+    assert run(place, pictures, *flags) == 2
     assert flags[0] in capsys.readouterr().err

@@ -4,11 +4,12 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from frostline import exporting, runtimes
+from frostline import exporting, runtimes, serving
 from frostline.errors import UserError
 from frostline.exporting.versions import KINDS
-from frostline.runtimes import RUNTIMES, Unavailable, onnxruntime
+from frostline.runtimes import RUNTIMES, How, Unavailable, onnxruntime
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
@@ -44,26 +45,52 @@ def expected(exports):
     return {"softmax": powers / powers.sum(axis=1, keepdims=True), "logit": np.concatenate([1 - dog, dog], axis=1)}
 
 
+@pytest.fixture(scope="module")
+def server(exports, expected):
+    with serving.running(exports, sorted(expected), backend="embedded") as running:
+        yield {"grpc": f"grpc://{running.grpc}", "http": running.rest}
+
+
 # -- what every runtime keeps --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["softmax", "logit"])
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_a_runtime_answers_as_the_model_did(name, model, exports, expected):
+@pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.answers])
+def test_a_runtime_answers_as_the_model_did(name, model, exports, expected, request):
     manifest = exporting.current(exports, model, RUNTIMES[name].kind)
     folder = exports / RUNTIMES[name].kind / model / "1"
-    predict = runtimes.ready(name, "cpu").open(folder, manifest, "cpu")
+    if reason := runtimes.unavailable(name, "cpu"):
+        pytest.skip(reason)
+    scheme = RUNTIMES[name].scheme
+    how = How(url=request.getfixturevalue("server")[scheme]) if scheme else How()
+    predict = runtimes.ready(name, "cpu").open(folder, manifest, how)
     for rows in (slice(0, 1), slice(1, 6), slice(0, 2)):
         answer = predict(IMAGES[rows])
         assert answer.dtype == np.float32
         np.testing.assert_allclose(answer, expected[model][rows], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name, runtime in RUNTIMES.items() if runtime.scheme])
+def test_a_server_is_sent_files_too(name, exports, expected, server):
+    manifest = exporting.current(exports, "softmax", "saved_model")
+    predict = runtimes.ready(name, "cpu").open(exports, manifest, How(url=server[RUNTIMES[name].scheme]))
+    files = [tf.io.encode_png(image).numpy() for image in IMAGES]
+    np.testing.assert_allclose(predict(files), expected["softmax"], atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_that_is_gone_is_an_error_at_once(scheme):
+    predict = RUNTIMES["tf_serving_grpc"].open(None, {"name": "x", "version": 1}, How(url=f"{scheme}://127.0.0.1:9"))
+    with pytest.raises(UserError, match="no answer"):
+        predict(IMAGES)
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_an_entry_is_complete(name):
     runtime = RUNTIMES[name]
     assert runtime.summary and runtime.kind in KINDS and set(runtime.devices) <= {"cpu", "gpu"}
-    assert runtimes.unavailable(name, "cpu") is None
+    assert set(runtime.variants) >= set(runtime.devices)
+    assert runtimes.unavailable(name, "cpu") is None or runtime.extra
 
 
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if "gpu" in RUNTIMES[name].devices])
@@ -95,7 +122,6 @@ def test_a_device_that_a_runtime_does_not_know():
 @pytest.mark.parametrize("name", ["onnxruntime", "saved_model"])
 def test_a_library_without_cuda_on_a_machine_with_a_gpu(name, monkeypatch):
     import onnxruntime as ort
-    import tensorflow as tf
 
     monkeypatch.setattr(runtimes, "cuda_devices", lambda: 1)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -152,7 +178,7 @@ def test_images_held_on_the_device_are_answered_the_same(exports, expected, name
     runtime = RUNTIMES[name]
     folder = exports / runtime.kind / "softmax" / "1"
     manifest = exporting.current(exports, "softmax", runtime.kind)
-    predict, hold = runtime.open(folder, manifest, device), runtime.hold(folder, manifest, device)
+    predict, hold = (way(folder, manifest, How(device)) for way in (runtime.open, runtime.hold))
     run, read = hold(IMAGES)
     run()
     np.testing.assert_allclose(read(), predict(IMAGES), atol=1e-6 if device == "cpu" else 1e-2)

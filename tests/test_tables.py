@@ -44,8 +44,11 @@ def infer(model, runtime, batch=1, **more):
         "kind": "infer", "study": "toy", "freeze": model.removeprefix("toy."), "model": model, "version": 1,
         "run": f"{model.removeprefix('toy.')}.s0", "run_time": "t0",
         "runtime": runtime, "device": "cpu", "batch_size": batch, "images_per_second": 1000.0,
-        "latency_p50_seconds": 0.001, "size_bytes": 3 << 20, "test_top1": 0.5, "valid": False, "outcome": "ok",
-        "reason": "quick: 10 samples in 1.0 s; too short",
+        "scenario": "single_stream" if batch == 1 else "offline", "profile": "quick", "variant": "float32",
+        "threads": 2, "latency_p50_seconds": 0.001, "latency_p90_seconds": 0.0015, "first_answer_seconds": 0.25,
+        "load_seconds": 0.5, "peak_memory_bytes": 200 << 20, "stable": True, "agreement": 0.99,
+        "size_bytes": 3 << 20, "test_top1": 0.5, "valid": False, "outcome": "ok",
+        "reason": "quick: 10 calls in 1.0 s; too short",
     } | more  # fmt: skip
 
 
@@ -93,7 +96,9 @@ def test_json_has_the_keys_that_scripts_rely_on():
     for row in (r for r in rows if r["kind"] == "infer"):
         assert {
             "kind", "model", "freeze", "runtime", "device", "batch_size", "images_per_second", "latency_p50_seconds",
-            "size_bytes", "test_top1", "valid", "outcome", "study", "reason",
+            "size_bytes", "test_top1", "valid", "outcome", "study", "reason", "scenario", "profile", "variant",
+            "latency_p90_seconds", "latency_p95_seconds", "latency_p99_seconds", "first_answer_seconds", "load_seconds",
+            "peak_memory_bytes", "stable", "threads", "payload", "server",
         } <= row.keys()  # fmt: skip
 
 
@@ -194,37 +199,76 @@ def test_step_table_marks_the_choice_and_shows_what_was_given_up():
     assert "| output | 10.10* | given up |" in text and "| all | 20.00* | not tried |" in text
 
 
+HEAD = ("| graph of | runtime | scenario | images/s | p50 ms | p90 ms | first ms | load s | peak MiB | size MiB "
+        "| top-1 | agrees | valid |")  # fmt: skip
+
+
 def test_serving_tables_time_a_graph_once_and_score_every_model():
     text = lines()
-    assert "| graph of | runtime | device | images/s @1 | images/s @32 | p50 ms @1 | p50 ms @32 | size MiB |" in text
-    assert "| output | onnxruntime | cpu | 1,000 | 9,000 | 1.00 | 4.00 | 3.00 |" in text
-    assert "| output | saved_model | cpu | failed: WrongAnswer: 1 | - | - | - | 3.00 |" in text
-    assert "Skipped on gpu, no CUDA device: onnxruntime." in text and not any("| gpu |" in line for line in text)
+    assert HEAD in text
+    rest = "| 1.50 | 250 | 0.50 | 200 | 3.00 | 0.5000 | 0.9900 | no, quick |"
+    assert f"| output | onnxruntime | single_stream | 1,000 | 1.00 {rest}" in text
+    assert f"| output | onnxruntime | offline @32 | 9,000 | 4.00 {rest}" in text
+    wrong = "| output | saved_model | single_stream | failed | - |"
+    assert any(line.startswith(wrong) for line in text) and "saved_model failed: WrongAnswer: 1." in text
+    assert "Skipped on gpu, no CUDA device: onnxruntime." in text and not any(" gpu |" in line for line in text)
     assert "The graph of output is also that of all." in text
     assert any("not valid in MLPerf's sense" in line for line in text)
-    assert "| model | version | seed | as trained | onnxruntime cpu | saved_model cpu |" in text
+    assert "| model | version | seed | as trained | onnxruntime | saved_model |" in text
     assert "| toy.output | 1 | 0 | 0.5000 | 0.5000 | - |" in text
     assert "| toy.all | 1 | 0 | 0.5000 | 0.5500 | - |" in text
 
 
+def test_rows_tell_variant_payload_server_and_whether_they_may_be_believed():
+    served = {"payload": "jpeg", "server": "embedded", "scenario": "server", "latency_p99_seconds": 0.02}
+    records = [
+        infer("toy.output", "onnxruntime", variant="int8", stable=False),
+        infer("toy.output", "tf_serving_grpc", **served),
+        infer("toy.output", "onnxruntime", profile="valid", valid=True, reason=None),
+        infer("toy.output", "onnxruntime", 32, device="gpu", host_copies=False),
+    ]
+    text = lines(records=records)
+    for start, end in [
+        ("output | onnxruntime int8 | single_stream", "no, quick, unstable"),
+        ("output | tf_serving_grpc jpeg (embedded) | server", "no, quick"),
+        ("output | onnxruntime | single_stream", "valid"),
+        ("output | onnxruntime gpu no copies | offline @32", "no, quick"),
+    ]:
+        assert any(line.startswith(f"| {start} |") and line.endswith(f"| {end} |") for line in text), start
+    keys = ("runtime", "variant", "payload", "server", "scenario", "profile", "device", "host_copies")
+    rows = json.loads(tables.render(records, "json"))
+    assert len({tuple(row[key] for key in keys) for row in rows}) == 4
+
+
+def test_a_measurement_made_again_replaces_the_earlier_and_other_threads_do_not():
+    again = infer("toy.output", "onnxruntime", images_per_second=2000.0)
+    one = infer("toy.output", "onnxruntime", images_per_second=700.0, threads=1)
+    rows = json.loads(tables.render([infer("toy.output", "onnxruntime"), one, again], "json"))
+    assert sorted(row["images_per_second"] for row in rows) == [700.0, 2000.0]
+
+
 def test_cells_of_a_device_are_rows_where_they_are_not_all_skipped_for_one_reason():
-    skipped = {"images_per_second": None, "latency_p50_seconds": None, "outcome": "skipped"}
+    blank = ("images_per_second", "latency_p50_seconds", "latency_p90_seconds", "load_seconds", "first_answer_seconds",
+             "peak_memory_bytes", "test_top1", "agreement", "stable")  # fmt: skip
+    skipped = {**dict.fromkeys(blank), "outcome": "skipped"}
     some = [infer("toy.output", name, device="gpu", **(skipped | {"reason": reason}))
             for name, reason in [("onnxruntime", "no CUDA device"), ("saved_model", "too old")]]  # fmt: skip
     text = lines(records=[*RECORDS, *some])
-    assert "| - | onnxruntime | gpu | skipped: no CUDA device | - | - | - | 3.00 |" in text
+    assert any(line.startswith("| - | onnxruntime gpu | - | skipped: no CUDA device | - |") for line in text)
     alone = lines(records=[RECORDS[2], *some[:1]])  # with nothing else to show, the row stays
-    assert "| onnxruntime | gpu | skipped: no CUDA device | 3.00 |" in alone
+    assert "| onnxruntime gpu | skipped: no CUDA device | 3.00 |" in alone
     assert sum(row["outcome"] == "skipped" for row in json.loads(tables.render(RECORDS, "json"))) == 1
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_plain_tables_keep_to_the_width_of_the_terminal(width):
     text = tables.render(RECORDS, "plain", width=width)
-    table = [line for line in text.splitlines() if line.startswith(("freeze", "output", "all ", "broken ", "graph"))]
+    starts = ("freeze", "output", "all ", "broken ", "graph")
+    table = [line for line in text.splitlines() if line.startswith(starts)]
     assert max(map(len, table)) <= width < max(map(len, tables.render(RECORDS, "plain").splitlines()))
-    for header in ("trainable", "epoch s", "peak MiB", "speed-up", "ran as", "test loss", "p50 ms @32"):
-        assert sum(header in line for line in table) == 1, header
+    first = [line for line in text.partition("toy: the whole")[0].splitlines() if line.startswith(starts)]
+    for header in ("trainable", "epoch s", "speed-up", "ran as", "test loss", "p50 ms"):
+        assert sum(header in line for line in first) == 1, header
     assert sum(line.startswith("broken ") for line in table) > 2  # each part names its rows
     assert max(map(len, text.splitlines())) <= width
     assert tables.render(RECORDS, "github", width=width) == tables.render(RECORDS, "github")
@@ -485,3 +529,18 @@ def test_where_a_rule_matched_nothing_the_layers_are_listed_as_if_all_trained():
     stage = {"layers": LAYERS, "frontier": [], "feature_shapes": []}
     assert "some, as if everything trained" in listed({**stage, "problem": "some: rule 'x' matches nothing"})
     assert "some" in listed(stage)
+
+
+def test_the_whole_in_one_table_with_its_fronts():
+    text = lines()
+    start = text.index("### toy: the whole")
+    assert text[start + 4 : start + 7] == [
+        "| output | 10 | 2.000 ± 0.000 (2) | 15.0 ± 7.1 (2) | 0.6000 ± 0.1414 (2) | 0.6000 ± 0.1414 (2) "
+        "| 9,000 | onnxruntime @32 | 1.00 | onnxruntime @1 | time, latency |",
+        "| all | 1,000 | 2.000 | 60.0 | 0.5000 | 0.5000 | 1,000 | onnxruntime @1 | 1.00 | onnxruntime @1 | - |",
+        "| broken | - | failed | failed | failed | failed | - | - | - | - | - |",
+    ]
+    by_name = {r["freeze"]: r for r in json.loads(tables.render(RECORDS, "json")) if r["kind"] == "train"}
+    assert [by_name[name]["pareto_train"] for name in ("output", "all", "broken")] == [True, False, None]
+    dagger = [{**r, "protocol": "document"} for r in RECORDS if r["kind"] == "train"]
+    assert "Rows validated on test are on no front." in lines(records=dagger)

@@ -3,9 +3,11 @@
 import argparse
 import csv
 import datetime
+import difflib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are like all others: one line, and where to read on."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """What argparse does, but a command refuses a flag it does not know by the name of one that it does."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self.get_default("command") not in (None, serve):
+            flags = re.findall(r"--[a-z-]+", self.format_usage())
+            near = difflib.get_close_matches(rest[0].partition("=")[0], flags, n=1)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{f'; did you mean {near[0]}?' if near else ''}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; type: {self.prog} --help")
@@ -107,6 +118,16 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--format", choices=FORMATS, help="default: plain in a terminal, else github")
     sub.set_defaults(command=table)
 
+    sub = commands.add_parser("recommend", help="the cheapest configuration that is shown to be as good as the best")
+    sub.add_argument("results", type=Path, metavar="RESULTS", help="a results folder")
+    sub.add_argument("--margin", type=_fraction, default=0.01, metavar="F", help="accuracy it may lose; default: 0.01")
+    sub.add_argument("--max-latency-p99", type=_seconds, metavar="S", help="of one image, on its fastest runtime")
+    sub.add_argument("--min-accuracy", type=_fraction, metavar="F", help="mean top-1 on validation")
+    sub.add_argument("--max-train-seconds", type=_seconds, metavar="S", help="mean total seconds of training")
+    sub.add_argument("--validated-on-test", action="store_true", help="choose among rows marked † too")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=recommend)
+
     sub = commands.add_parser("plot", help="curves of finished runs over epochs and training images")
     sub.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: plots in the first results folder")
@@ -118,13 +139,26 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("results", type=Path, metavar="RESULTS")
     _places(sub, "exports", "data")
     sub.add_argument("--only", action="append", default=[], metavar="NAME", help="a configuration; repeatable")
+    told = "of the ONNX file: float32, int8, float16 (for a GPU); repeatable; default: float32 and int8"
+    sub.add_argument("--variant", action="append", default=[], metavar="NAME", help=told)
     sub.set_defaults(command=export)
+
+    sub = commands.add_parser("check", help="whether published models are whole, and load in TensorFlow Serving")
+    sub.add_argument("exports", type=Path, metavar="EXPORTS")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=check)
 
     sub = commands.add_parser("infer", help="measure published models on the runtimes")
     sub.add_argument("exports", type=Path, metavar="EXPORTS")
     _places(sub, "results", "data")
     sub.add_argument("--runtime", action="append", default=[], metavar="NAME", help="this runtime alone; repeatable")
-    sub.add_argument("--batch-size", action="append", default=[], type=_positive, metavar="N", help="repeatable")
+    sub.add_argument("--scenario", action="append", default=[], metavar="NAME", help="single_stream, offline, server")
+    sub.add_argument("--profile", default="quick", metavar="quick|valid", help="seconds a cell, or ten minutes")
+    sub.add_argument(
+        "--batch-size", action="append", default=[], type=_positive, metavar="N", help="of offline; repeatable"
+    )
+    sub.add_argument("--threads", type=_positive, metavar="N", help="of one call; default: as many as cores")
+    sub.add_argument("--latency-bound", type=_seconds, metavar="S", help="of p99 in server; default: 10 × the single")
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
 
@@ -293,6 +327,17 @@ def table(args: argparse.Namespace) -> int:
     return 0
 
 
+def recommend(args: argparse.Namespace) -> int:
+    """Print which configuration to take, and why."""
+    from frostline import recommend
+
+    _records([args.results])
+    limits = recommend.Limits(args.margin, args.max_latency_p99, args.min_accuracy, args.max_train_seconds)
+    advice = recommend.advise(args.results, limits, on_test=args.validated_on_test)
+    print(recommend.render(advice, "json" if args.format == "json" else _terminal_format()))
+    return 0
+
+
 def plot(args: argparse.Namespace) -> int:
     """Draw the runs of one or several results folders, and print the files that were written."""
     formats = (args.format,) if args.format else plots.FORMATS
@@ -326,28 +371,43 @@ def export(args: argparse.Namespace) -> int:
     asked = args.only or {c.freeze for c in configurations if not c.trial}
     chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
-        good = harness.export_models(chosen, places)
+        good = harness.export_models(chosen, places, args.variant)
     if deploy.published(args.exports):
         print(_renew_bundle(args.exports, args.results))
     return 0 if good else 1
 
 
+def check(args: argparse.Namespace) -> int:
+    """Print, for each published version, `ok` or what is wrong."""
+    from frostline.exporting import checking
+
+    found = checking.check(args.exports)
+    if args.format == "json":
+        print(json.dumps(found, indent=2))
+    else:
+        for entry in found:
+            print(f"{entry['model']} {entry['version']}: {'; '.join(entry['wrong']) or 'ok'}")
+    return 1 if any(entry["wrong"] for entry in found) else 0
+
+
 def infer(args: argparse.Namespace) -> int:
     """Measure published models and print their tables."""
-    from frostline import exporting, harness, records, tables
+    from frostline import exporting, harness, matrix, records, tables
 
     manifests = exporting.manifests(args.exports)
     if not manifests:
         raise UserError(f"{args.exports} holds no published model; type: frostline run STUDY --exports {args.exports}")
     places = harness.Places(args.results, args.exports, args.data_dir)
+    asked = matrix.Asked(
+        runtimes=tuple(args.runtime),
+        scenarios=tuple(args.scenario),
+        batch_sizes=tuple(args.batch_size),
+        profile=args.profile,
+        threads=args.threads or 0,
+        latency_bound=args.latency_bound,
+    )
     with records.lock(args.results):
-        good = harness.infer_models(
-            None,
-            places,
-            names=args.runtime,
-            batch_sizes=args.batch_size or harness.BATCH_SIZES,
-            fresh=args.fresh,
-        )
+        good = harness.infer_models(None, places, asked, fresh=args.fresh)
     names = {m["name"] for m in manifests}
     shown = [r for r in records.read(args.results) if r.get("model") in names]
     print(tables.render(shown, _terminal_format(), kinds=("infer",), width=_width()))
@@ -405,15 +465,14 @@ def features_clear(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Print the classes that a server finds in images; 1 where some were not answered."""
-    # gRPC's stubs and decoding bring TensorFlow, which would talk, and take a GPU that the server may need.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     from frostline import client
     from frostline.predict import Asked, images
     from frostline.predict import predict as ask
 
     asked = Asked(args.model, args.version, args.label, args.form, args.top)
     paths = images(args.images)
+    if args.url.startswith("grpc:") or args.form == "pixels":
+        _quiet_tensorflow()
     with client.connect(args.url, timeout=args.timeout) as connection:
         answers = list(ask(connection, asked, paths))
     failed = [answer for answer in answers if answer.trouble]
@@ -424,6 +483,23 @@ def predict(args: argparse.Namespace) -> int:
     for answer in failed:
         print(f"frostline: {answer.path}: {answer.trouble}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _quiet_tensorflow() -> None:
+    """Import it, for gRPC's stubs and for decoding, without its talk and without a GPU that the server may need."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # some of the talk comes before any level is heard
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _answer(answer: "Answer") -> dict[str, Any]:
@@ -484,7 +560,8 @@ def _take(args: argparse.Namespace, step: Callable[["Served"], "Step"]) -> int:
     if not args.url:
         deploy.take(args.exports, args.model, step, None, print)
         return 0
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if args.url.startswith("grpc:"):
+        _quiet_tensorflow()
     with client.connect(args.url) as connection:
         deploy.take(args.exports, args.model, step, deploy.Server(connection, args.timeout), print)
     return 0
@@ -506,6 +583,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1, such as 0.01")
+    return value
 
 
 def _seconds(text: str) -> float:

@@ -1,6 +1,11 @@
 """Seeds, precision and XLA: what was asked and what is in effect."""
 
+import ctypes
+import sysconfig
+from pathlib import Path
 from typing import Any
+
+from frostline.errors import UserError
 
 
 def configure(precision: str) -> None:
@@ -35,6 +40,18 @@ def mixed_precision() -> str:
         major, _ = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         return "mixed_bfloat16" if major >= 8 else "mixed_float16"
     return "mixed_bfloat16"
+
+
+def disable_xla() -> None:
+    """Switch XLA off for this process, by the function that TensorFlow Serving calls: what demands it then fails."""
+    import tensorflow  # noqa: F401  its library finds its neighbours once it is loaded
+
+    for library in Path(sysconfig.get_paths()["purelib"], "tensorflow").glob("libtensorflow_cc.*"):
+        function = getattr(ctypes.CDLL(str(library)), "_ZN10tensorflow21DisableXlaCompilationEv", None)
+        if function is not None:
+            function()
+            return
+    raise UserError("this TensorFlow cannot switch XLA off, as TensorFlow Serving does; install tensorflow 2.21")
 
 
 def drain() -> None:

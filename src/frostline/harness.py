@@ -1,13 +1,15 @@
 """Runs studies: this process plans and keeps the books, children load TensorFlow and do one thing each."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +25,20 @@ from frostline import (
     heads,
     inference,
     machine,
+    matrix,
     plan,
     records,
     runtimes,
     search,
+    serving,
     studies,
 )
-from frostline.errors import UserError, lookup
+from frostline.errors import UserError
+from frostline.inference import rules, served
 from frostline.plan import Options, Run
 from frostline.progress import Progress, duration
 from frostline.studies import Study
 
-BATCH_SIZES = (1, 32, 256)
 STARTING = "starting TensorFlow"  # what a child does before its first event
 OWN_PROCESS_SECONDS = 20.0  # a pass that takes longer gets a process of its own: bench/NOTES.md
 Event = dict[str, Any]
@@ -85,7 +89,8 @@ def run_study(
         if export:
             good &= export_models({run.configuration for run in published}, places)
         if export and infer:
-            good &= infer_models({run.model for run in published}, places, fresh=fresh)
+            asked = matrix.Asked(runtimes=matrix.OF_A_STUDY)
+            good &= infer_models({run.model for run in published}, places, asked, fresh=fresh)
         seconds = time.monotonic() - started
         if trained:
             told = {"kind": "study", "study": study.name, "runs": trained, "study_seconds": seconds}
@@ -112,10 +117,8 @@ def settle(
     there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
     asked = choice.needed(pending)
     checked = preflight(everything, places, where=where, timing=asked and not there)
-    if not asked:
-        return there, checked["device"]
-    if kept and not choice.lacking(everything, there, checked["mixed"]):
-        return kept["cells"], checked["device"]
+    if not asked or (kept and not choice.lacking(everything, kept["cells"], checked["mixed"])):
+        return kept["cells"] if kept else [], checked["device"]
     return choose(everything, key, checked, there, places), checked["device"]
 
 
@@ -262,6 +265,7 @@ def preflight(
     `estimate`: configurations with their variants of which a few steps are timed at once.
     """
     found: Event = {}
+    checking: list[str] = []
     distinct = {run.configuration: run for run in planned}
     number = Counter(run.configuration for run in planned)
     job = {
@@ -278,7 +282,8 @@ def preflight(
 
         def on_event(event: Event) -> None:
             if event["event"] == "checking":
-                progress.show(f"checking {event['freeze']}", advance=1)
+                progress.show(f"checking {event['freeze']}", advance=bool(checking))  # the one before is checked
+                checking.append(event["freeze"])
             elif event["event"] == "checked":
                 found.update(event)
 
@@ -642,21 +647,26 @@ def _finished_runs(results: Path) -> set[str]:
 # -- exports and inference -----------------------------------------------------------------------------
 
 
-def export_models(configurations: Collection[str], places: Places) -> bool:
+def export_models(configurations: Collection[str], places: Places, variants: Collection[str] = ()) -> bool:
     """Publish the representative run of each configuration that is not published yet; True when all went well.
 
-    A quick try (`--limit`, `--epochs`) is not published over a model that was trained in full.
+    One that is published without some of the `variants` of its ONNX file is published again, with them. A quick try
+    (`--limit`, `--epochs`) is not published over a model that was trained in full.
     """
     chosen: list[Event] = []
     for configuration in records.configurations(records.read(places.results), configurations):
         record = configuration.representative
         published = exporting.current(places.exports, record["model"]) if record else None
-        if record is None or (published and _same_run(published, record)):
+        same = bool(record and published and _same_run(published, record))
+        known = published.get("variants", {}) if same and published else {}
+        if record is None or (same and set(variants) <= set(known)):
             continue
         if published and _quick(record) and not _quick(published):
             say(f"{record['model']}: a quick try is not published over version {published['version']}; give --exports")
             continue
-        chosen.append({"record": record, "seeds": [row["seed"] for row in configuration.finished]})
+        wanted = {"float32", *variants, *known} if variants else exporting.DEFAULT_VARIANTS
+        seeds = [row["seed"] for row in configuration.finished]
+        chosen.append({"record": record, "seeds": seeds, "variants": [v for v in exporting.VARIANTS if v in wanted]})
     failures: list[str] = []
     started: list[Event] = []
     with Progress(len(chosen), "models", left=False) as progress:
@@ -668,6 +678,8 @@ def export_models(configurations: Collection[str], places: Places) -> bool:
             elif event["event"] == "not_exported":
                 failures.append(event["model"])
                 progress.say(f"{event['model']} is not published: {event['reason']}")
+            elif event["event"] == "variant_refused":
+                progress.say(f"{event['model']}: ONNX {event['variant']} is not published: {event['reason']}")
 
         while len(started) < len(chosen):
             before = len(started)
@@ -685,26 +697,55 @@ def export_models(configurations: Collection[str], places: Places) -> bool:
     return not failures
 
 
-def infer_models(
-    models: set[str] | None,
-    places: Places,
-    *,
-    names: Iterable[str] = (),
-    batch_sizes: Iterable[int] = BATCH_SIZES,
-    fresh: bool = False,
-) -> bool:
-    """Measure the newest version of published models on every runtime and device; True when no cell failed."""
-    chosen = {name: lookup(runtimes.RUNTIMES, name, "runtime") for name in names or runtimes.RUNTIMES}
-    cells = [(name, device) for name, runtime in chosen.items() for device in runtime.devices]
+def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *, fresh: bool = False) -> bool:
+    """Measure the newest version of published models in the ways that are asked for; True when no cell failed."""
+    told = [] if fresh else records.read(places.results)
+    ways = matrix.ways(asked)
     failures = 0
-    with Progress(len(cells), "runtimes", left=False) as progress:
-        for name, device in cells:
-            progress.show(f"measuring {name} on {device}")
-            found = exporting.manifests(places.exports, chosen[name].kind)
+    with Progress(len(ways), "runtimes", left=False) as progress, TestImages(places) as tests:
+        for way in ways:
+            progress.show(f"measuring {way.label}")
+            found = exporting.manifests(places.exports, runtimes.RUNTIMES[way.runtime].kind)
             entries = [m for m in found if models is None or m["name"] in models]
-            failures += _infer(name, device, entries, list(batch_sizes), places, fresh)
-            progress.show(f"measured {name} on {device}", advance=1)
+            entries = [m for m in entries if matrix.tried(way, m)]
+            wanted = {m["name"]: matrix.missing(way, m, told) for m in entries}
+            todo = [m for m in entries if wanted[m["name"]]]
+            for manifest in todo:
+                if reason := way.reason or matrix.refused(way, manifest):
+                    _record_unmeasured([manifest], way, wanted, "skipped", reason, places)
+            for group in matrix.groups(m for m in todo if not (way.reason or matrix.refused(way, m))):
+                failures += _infer(way, group, wanted, places, asked, tests)
+            progress.show(f"measured {way.label}", advance=1)
     return not failures
+
+
+class TestImages:
+    """The test images of models in files, made once for all children of a command and removed at its end."""
+
+    __test__ = False  # for pytest, which takes every class of this name for tests
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.paths: dict[str, str] = {}
+
+    def __enter__(self) -> "TestImages":
+        self.folder = tempfile.TemporaryDirectory(prefix=".test-images-", dir=self.places.results)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.folder.cleanup()
+
+    def of(self, manifests: list[Event]) -> dict[str, str]:
+        """The file of each model."""
+        wanted = {m["name"]: json.dumps([m["data"], m["limit"]]) for m in manifests}
+        made = []
+        for what in set(wanted.values()) - self.paths.keys():
+            self.paths[what] = str(Path(self.folder.name) / f"{len(self.paths)}.npz")
+            data, limit = json.loads(what)
+            made.append({"data": data, "limit": limit, "path": self.paths[what]})
+        if made:
+            spawn({"action": "test_images", "tests": made}, self.places, "logs/test-images.txt", lambda event: None)
+        return {name: self.paths[what] for name, what in wanted.items()}
 
 
 def _same_run(a: Event, b: Event) -> bool:
@@ -716,47 +757,104 @@ def _quick(record: Event) -> bool:
     return bool(record["limit"] or record["epochs_cap"])
 
 
-def _infer(runtime: str, device: str, entries: list[Event], sizes: list[int], places: Places, fresh: bool) -> int:
-    """Measure what is not measured yet on one runtime and device; the number of failed cells."""
-    reason = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
-    done = set() if fresh else _measured(places.results, runtime, device, skipped=reason)
+def _infer(
+    way: matrix.Way,
+    group: list[Event],
+    wanted: dict[str, list[matrix.Cell]],
+    places: Places,
+    asked: matrix.Asked,
+    tests: TestImages,
+) -> int:
+    """Measure models with equal graphs in one way: all cells of the first, which the others share; the failed ones.
 
-    def missing(manifests: list[Event], finished: set[Any]) -> list[Event]:
-        return [m for m in manifests if any((m["run"], m["run_time"], size) not in finished for size in sizes)]
-
-    todo = missing(entries, done)
+    When the child dies, the model at which it did has failed, and what is left is measured in another.
+    """
     before = len(records.read(places.results))
-    while todo and not reason:
-        job = {"action": "infer", "runtime": runtime, "device": device, "manifests": todo, "batch_sizes": sizes}
+    cells = [cell for cell in way.cells if any(cell in wanted[m["name"]] for m in group)]
+    while group:
+        told = len(records.read(places.results))
         try:
-            spawn(job, places, f"logs/infer-{runtime}-{device}.txt", lambda event: None)
-            todo = []
-        except children.Died as error:  # the model at which it died has failed, those after it are still to do
-            told = {(r["run"], r["run_time"]) for r in records.read(places.results)[before:]}
-            todo = [m for m in todo if (m["run"], m["run_time"]) not in told]
-            _record_unmeasured(todo[:1], runtime, device, sizes, "failed", str(error), places)
-            todo = todo[1:]
-    _record_unmeasured(todo, runtime, device, sizes, "skipped", str(reason), places)
+            _measure(way, group, cells, places, asked, tests)
+        except children.Died as error:
+            dead = _unrecorded(group, places, told)[:1]
+            _record_unmeasured(dead, way, {m["name"]: cells for m in dead}, "failed", str(error), places)
+        group = _unrecorded(group, places, told)
     return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
 
 
+def _measure(
+    way: matrix.Way,
+    group: list[Event],
+    cells: list[matrix.Cell],
+    places: Places,
+    asked: matrix.Asked,
+    tests: TestImages,
+) -> None:
+    """One child that measures the first of some models, and how well the others do."""
+    name = "-".join(filter(None, [way.runtime, way.how.variant, way.how.payload, way.how.device, way.profile]))
+    job = {
+        "manifests": group,
+        "tests": tests.of(group),
+        "runtime": way.runtime,
+        "how": plan.plain(way.how),
+        "cells": cells,
+        "profile": way.profile,
+        "latency_bound": asked.latency_bound,
+        "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
+        "figures": None,
+        "server": None,
+    }
+
+    def start(job: Event) -> None:
+        spawn(job, places, f"logs/infer-{name}.txt", lambda event: None, module="frostline.measuring")
+
+    scheme = runtimes.RUNTIMES[way.runtime].scheme
+    if not scheme:
+        start(job)
+        return
+    before = len(records.read(places.results))
+    with _served(group[:1], scheme, way, places) as server:  # alone, so that its memory is that of one model
+        start({**job, **server, "manifests": group[:1]})
+    figures = records.read(places.results)[before:]
+    if group[1:]:
+        with _served(group[1:], scheme, way, places) as server:
+            start({**job, **server, "figures": figures})
+
+
+@contextlib.contextmanager
+def _served(manifests: list[Event], scheme: str, way: matrix.Way, places: Places) -> Iterator[Event]:
+    """A server of some models; yields what a job says of it, and how it is asked."""
+    with tempfile.TemporaryDirectory(prefix="frostline-monitoring-") as folder:
+        config = Path(folder, "monitoring.config")
+        config.write_text(served.MONITORING)
+        flags = [f"--monitoring_config_file={config}"]
+        if way.how.threads:
+            flags += [f"--tensorflow_{pool}_op_parallelism={way.how.threads}" for pool in ("intra", "inter")]
+        started = time.monotonic()
+        with serving.running(places.exports, [m["name"] for m in manifests], flags=flags) as server:
+            url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
+            process = server.pid if server.backend != "docker" else None
+            about = served.Served(server.backend, server.rest, time.monotonic() - started, process)
+            yield {"how": plan.plain(dataclasses.replace(way.how, url=url)), "server": plan.plain(about)}
+
+
+def _unrecorded(group: list[Event], places: Places, before: int) -> list[Event]:
+    told = {(r["run"], r["run_time"]) for r in records.read(places.results)[before:]}
+    return [m for m in group if (m["run"], m["run_time"]) not in told]
+
+
 def _record_unmeasured(
-    manifests: list[Event], runtime: str, device: str, sizes: list[int], outcome: str, reason: str, places: Places
+    manifests: list[Event],
+    way: matrix.Way,
+    cells: dict[str, list[matrix.Cell]],
+    outcome: str,
+    reason: str,
+    places: Places,
 ) -> None:
     for manifest in manifests:
-        for row in inference.unmeasured(manifest, runtime, device, sizes, outcome, reason):
+        subject = inference.Subject(manifest, places.exports, way.runtime, way.how)
+        for row in inference.unmeasured(subject, cells[manifest["name"]], rules.PROFILES[way.profile], outcome, reason):
             records.append(places.results, {**row, "time": records.now()})
-
-
-def _measured(results: Path, runtime: str, device: str, skipped: str | None) -> set[tuple[str, str, int]]:
-    """(run, its time, batch size) of the cells that need not be measured again: the newest record decides."""
-    newest: dict[tuple[str, str, int], Event] = {}
-    for r in records.read(results):
-        if r["kind"] == "infer" and (r["runtime"], r["device"]) == (runtime, device):
-            newest[r["run"], r["run_time"], r["batch_size"]] = r
-    return {
-        key for key, r in newest.items() if r["outcome"] == "ok" or (r["outcome"], r["reason"]) == ("skipped", skipped)
-    }
 
 
 # -- the way to the children ---------------------------------------------------------------------------
@@ -768,6 +866,7 @@ def spawn(
     log: str,
     on_event: Callable[[Event], None],
     deadline: Callable[[], float | None] = lambda: None,
+    module: str = "frostline.jobs",
 ) -> None:
     """Run a job in a child whose output goes to `log` in the results folder.
 
@@ -785,7 +884,7 @@ def spawn(
     where = {"results": str(places.results), "exports": str(places.exports), "spawned": time.time()}
     job = {**job, **where, "data_dir": str(places.data_dir) if places.data_dir else None}
     try:
-        children.run("frostline.jobs", job, log=path, on_event=handle, deadline=deadline)
+        children.run(module, job, log=path, on_event=handle, deadline=deadline)
     except children.Died as error:
         if not mistakes:
             raise children.Died(f"{error} (see {path})") from error

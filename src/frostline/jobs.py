@@ -32,13 +32,11 @@ from frostline import (
     features,
     freezing,
     frontier,
-    inference,
     machine,
     models,
     plan,
     prefix,
     records,
-    runtimes,
     search,
     training,
     trunk,
@@ -50,6 +48,7 @@ from frostline.studies import Data, Stage
 Emit = Callable[..., None]
 Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 PARITY_IMAGES = 32
+XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
 SMALL_BATCH = 8  # images a step of the look at how long all training takes
 TRY_XLA_SECONDS = 15.0  # of steps on features in a whole study; trying and compiling cost about half: bench/NOTES.md
 
@@ -719,9 +718,11 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             for name in sorted(search.optimizers(run.freeze)):
                 training.optimizer(name, 1e-3)
             looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+            images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
+            images["pass"] = sum(map(len, _splits(dataset).values()))
+            timed = _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None
+            untimed = None if job["layers"] else _estimate(network, run, images, "off", None)
         masks, stages = zip(*looked, strict=True)
-        images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
-        images["pass"] = sum(map(len, _splits(dataset).values()))
         mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
         looks.append((mask.trainable_params, run, stage, images))
         found.append(
@@ -733,8 +734,8 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 "size": dataset.train.images.shape[1],
                 "units": network.model.output_shape[-1],
                 "images": images,
-                "estimate": _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None,
-                "untimed": _estimate(network, run, images, "off", None),
+                "estimate": timed,
+                "untimed": untimed,
                 "memory_bytes": base + dataset.train.images.nbytes + _estimated_memory(network, list(masks), run),
             }
         )
@@ -846,7 +847,7 @@ def steps(job: dict[str, Any], emit: Emit) -> None:
         off = found.get((precision, "off", number), [])
         told = _hopeless(found, precision, runs)
         if not told and xla == "on":
-            told = _not_worth_xla(off, runs[number], job, job["counts"][number])
+            told = _not_worth_xla(off, runs[number], job, job["counts"][number], _slowed_by_xla(found, number))
         if told:
             emit("cell", skipped=told)
         else:
@@ -869,13 +870,28 @@ def _hopeless(found: Costs, precision: str, runs: list[Run]) -> str:
     return ""
 
 
-def _not_worth_xla(off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None) -> str:
-    """Why XLA is not tried for training on features, given the costs without it; empty where it is to be tried.
+def _slowed_by_xla(found: Costs, number: int) -> str:
+    """That XLA makes the steps of a run much slower in some precision; empty where it is not known to."""
+    seconds = {cell: sum(cost["seconds"] for cost in stages) for cell, stages in found.items()}
+    for (precision, xla, row), slow in seconds.items():
+        off = seconds.get((precision, "off", number), math.inf)
+        if (xla, row) == ("on", number) and slow > XLA_SLOWS * off:
+            return f"XLA makes it {slow / off:.1f} times slower in {precision}"
+    return ""
+
+
+def _not_worth_xla(
+    off: list[dict[str, Any]], run: Run, job: dict[str, Any], count: int | None, slower: str = ""
+) -> str:
+    """Why XLA is not tried, given the costs of training on features without it, or `slower` from another precision;
+    empty where it is to be tried.
 
     `count` is the number of runs, None where one of them asks for XLA.
     """
-    if count is None or device.kind() == "gpu" or {cost["engine"] for cost in off} != {"cached"}:
+    if count is None or device.kind() == "gpu":
         return ""
+    if slower or {cost["engine"] for cost in off} != {"cached"}:
+        return slower
     images = _shape(run, job)["images"]["train"]
     counts = [stage.epochs * math.ceil(images / stage.batch_size) for stage in run.freeze.stages]
     seconds = count * sum(cost["step_seconds"] * n for cost, n in zip(off, counts, strict=True))
@@ -912,16 +928,19 @@ def _time(
 
 def export(job: dict[str, Any], emit: Emit) -> None:
     """Publish chosen runs; what fails becomes a record and an event, and the others go on."""
-    results, exports = Path(job["results"]), Path(job["exports"])
+    results = Path(job["results"])
     device.configure("float32")
     for entry in job["chosen"]:
-        record = entry["record"]
-        run = plan.restore(Run, record["config"])
+        run = plan.restore(Run, entry["record"]["config"])
         emit("exporting", model=run.model)
         outcome = {"kind": "export", "model": run.model, "run": run.id, "study": run.study, "freeze": run.freeze.name}
         try:
-            published = _publish(run, record, entry["seeds"], results, exports, _data_dir(job))
+            published = _publish(run, entry, job)
             outcome |= {"outcome": "ok", "reason": None, "version": published.version, "size_bytes": published.sizes}
+            outcome |= {"variants": published.variants, "accuracy": published.accuracy}
+            for name, about in published.variants.items():
+                if about["outcome"] != "ok":
+                    emit("variant_refused", model=run.model, variant=name, reason=about["reason"])
         except UserError:
             raise
         except Exception as error:
@@ -931,25 +950,26 @@ def export(job: dict[str, Any], emit: Emit) -> None:
         records.append(results, {**outcome, "time": records.now()})
 
 
-def _publish(
-    run: Run, record: dict[str, Any], seeds: list[int], results: Path, exports: Path, data_dir: Path | None
-) -> exporting.Published:
-    dataset = datasets.load(run.data, data_dir=data_dir, limit=run.limit)
+def _publish(run: Run, entry: dict[str, Any], job: dict[str, Any]) -> exporting.Published:
+    record = entry["record"]
+    _, dataset = datasets.part(_load(plan.whole(run.data), _data_dir(job), run.limit), run.data)
     device.seed_everything(run.seed)
     network = build(run, dataset)
-    models.load_weights(network, records.weights_file(results, run.id), head=True, skip=set())
+    models.load_weights(network, records.weights_file(Path(job["results"]), run.id), head=True, skip=set())
     facts = {
         "study": run.study,
         "freeze": run.freeze.name,
         "variant": run.variant,
         "seed": run.seed,
-        "chosen": f"the median of {len(seeds)} seeds by validation top-1",
+        "chosen": f"the median of {len(entry['seeds'])} seeds by validation top-1",
         "run": run.id,
         "run_time": record["time"],
         "fingerprint": run.fingerprint,
         "data": plan.plain(run.data),
+        "scaling": models.scaling(run.backbone.name, run.data.scaling),
         "limit": run.limit,
         "epochs_cap": run.epochs,
+        "record": {key: value for key, value in record.items() if key != "history"},
         "trained": {k: record[k] for k in ("validation_top1", "test_top1", "test_loss", "precision", "xla")},
     }
     return exporting.publish(
@@ -959,43 +979,17 @@ def _publish(
         class_names=dataset.class_names,
         images=dataset.test.images[:PARITY_IMAGES],
         facts=facts,
-        exports=exports,
+        exports=Path(job["exports"]),
+        data=dataset,
+        onnx_variants=entry["variants"],
     )
 
 
-def infer(job: dict[str, Any], emit: Emit) -> None:
-    """Measure models on one runtime and device; of models with equal graphs one is timed, the others share figures."""
-    results, exports = Path(job["results"]), Path(job["exports"])
-    device.configure("float32")
-    runtime, on = job["runtime"], job["device"]
-    timed: dict[str, list[dict[str, Any]]] = {}
-    for manifest in job["manifests"]:
-        emit("measuring", model=manifest["name"])
-        data = plan.restore(datasets.Data, manifest["data"])
-        test = datasets.load(data, data_dir=_data_dir(job), limit=manifest["limit"]).test
-        folder = exports / manifest["kind"] / manifest["name"] / str(manifest["version"])
-        shared = timed.get(manifest["graph"])
-        if shared is None:
-            rows = []
-            without = on == "gpu" and runtimes.RUNTIMES[runtime].hold is not None
-            for host_copies in (True, False)[: 1 + without]:
-                rows += inference.measure(
-                    manifest,
-                    folder,
-                    runtime,
-                    on,
-                    batch_sizes=job["batch_sizes"],
-                    images=test.images,
-                    labels=test.labels,
-                    host_copies=host_copies,
-                )
-            if all(row["outcome"] == "ok" for row in rows):
-                timed[manifest["graph"]] = rows
-        else:
-            own = inference.accuracy(manifest, folder, runtime, on, images=test.images, labels=test.labels)
-            rows = [inference.share(row, own) for row in shared]
-        for row in rows:
-            records.append(results, {**row, "time": records.now(), "machine": machine.facts()})
+def test_images(job: dict[str, Any], emit: Emit) -> None:
+    """Leave the test images and labels of some data in files, for children that are to load nothing else."""
+    for test in job["tests"]:
+        split = _load(plan.restore(Data, test["data"]), _data_dir(job), test["limit"]).test
+        np.savez(test["path"], images=split.images, labels=split.labels)
 
 
 JOBS = {
@@ -1004,7 +998,7 @@ JOBS = {
     "preflight": preflight,
     "steps": steps,
     "export": export,
-    "infer": infer,
+    "test_images": test_images,
 }
 
 if __name__ == "__main__":

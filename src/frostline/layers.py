@@ -23,7 +23,7 @@ class Dropout(keras.layers.Dropout):
         )
         bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.int16), [-1])[:size], tf.shape(inputs))
         keep = bits >= tf.constant(round(self.rate * 2**16) - 2**15, tf.int16)
-        return tf.where(keep, inputs / (1 - self.rate), tf.zeros_like(inputs))
+        return tf.where(keep, inputs / (1 - self.rate), tf.zeros((), inputs.dtype))
 
 
 @keras.saving.register_keras_serializable("frostline")

@@ -10,7 +10,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("frostline", "tensorflow", "keras", "numpy", "onnx", "tf2onnx", "onnxruntime", "onnxruntime-gpu")
+LIBRARIES = (
+    "frostline",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "onnx",
+    "tf2onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "mlcommons-loadgen",
+)
 
 
 def facts() -> dict[str, Any]:
@@ -107,20 +118,31 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "frostline"
 
 
-def reset_peak_memory() -> None:
-    """Set the peak of this process's resident memory to what it holds now, where the system can (Linux)."""
+def reset_peak_memory(process: int | None = None) -> None:
+    """Set the peak of a process's resident memory (None: of this one) to what it holds now, where Linux lets us."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
 
 
-def peak_memory_bytes() -> int | None:
-    """Largest resident memory of this process since `reset_peak_memory` (since its start where that has no effect)."""
+def cpu_seconds(process: int) -> float | None:
+    """Seconds that the cores have spent on another process; None where the system does not tell."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory_bytes(process: int | None = None) -> int | None:
+    """Largest resident memory of a process (None: of this one) since `reset_peak_memory`, or since its start."""
+    try:
+        for line in Path(f"/proc/{process or 'self'}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    if process:
+        return None
     try:
         import resource
     except ImportError:

@@ -100,6 +100,13 @@ def _penalize(body: Any, l2: float) -> None:
             weight.regularizer = keras.regularizers.L2(l2)
 
 
+def scaling(backbone: str, asked: str) -> dict[str, Any]:
+    """What a network does with pixels, `asked` of a study: name, factor and offset, and the order of the channels."""
+    name = backbones.get(backbone).scaling if asked == "backbone" else asked
+    factor, offset = SCALINGS[name]
+    return {"name": name, "factor": factor, "offset": offset, "channels": "BGR" if name in BLUE_FIRST else "RGB"}
+
+
 def scale(images: Any, scaling: str) -> Any:
     """Float pixels [N, H, W, 3] as a network expects them, from the uint8 images."""
     import keras

@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))  # as Matplotlib and as plotly call them
 MARKERS = (("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"))
 GREY = "#999999"
+PAD = 0.12  # inches around what is drawn
 WRAPPED = 48  # characters of a name in a legend
 HISTORY = (("loss", "train loss"), ("validation_loss", "validation loss"), ("top1", "train top-1"),
            ("validation_top1", "validation top-1"))  # fmt: skip
@@ -224,6 +225,14 @@ def _points(at: dict[float, list[float]]) -> list[tuple[float, float, float | No
     return [(x, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else None) for x, v in sorted(at.items())]
 
 
+def apart(panel: Panel) -> dict[str, float]:
+    """How far each line's points are moved along x: not at all, but where all have the same one and may coincide."""
+    if len({x for line in panel.lines for x, *_ in line.points}) != 1:
+        return dict.fromkeys((line.name for line in panel.lines), 0.0)
+    middle, step = (len(panel.lines) - 1) / 2, 0.8 / len(panel.lines)
+    return {line.name: (number - middle) * step for number, line in enumerate(panel.lines)}
+
+
 def _shown(lines: list[Line]) -> list[Line]:
     return [line for line in lines if line.points]
 
@@ -297,6 +306,7 @@ def _notes(shown: list[Configuration]) -> list[str]:
 
 def _png(picture: Picture, path: Path) -> Path:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = len(picture.panels) // 2
     names = {line.name: line for panel in picture.panels for line in panel.lines}
@@ -304,7 +314,7 @@ def _png(picture: Picture, path: Path) -> Path:
     width = 11 + columns * (0.6 + 0.075 * min(WRAPPED, max(map(len, names), default=0)))
     caption = "\n".join(textwrap.fill(line, int(width * 15)) for line in picture.caption.split("\n"))
     height = 1 + 3.8 * rows + 0.16 * caption.count("\n")
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout=ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD))
     axes = figure.subplots(rows, 2, sharex=True, sharey="row", squeeze=False)
     for axis, panel in zip(axes.flat, picture.panels, strict=True):
         _axis(axis, panel, picture)
@@ -322,6 +332,7 @@ def _png(picture: Picture, path: Path) -> Path:
 def _axis(axis: Any, panel: Panel, picture: Picture) -> None:
     from matplotlib import ticker
 
+    moved = apart(panel)
     axis.set_title(panel.title, fontsize=10)
     axis.grid(alpha=0.25)
     axis.set_ylim(panel.bounds)
@@ -335,12 +346,17 @@ def _axis(axis: Any, panel: Panel, picture: Picture) -> None:
         axis.xaxis.set_minor_locator(ticker.NullLocator())
     else:
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+        if any(moved.values()):
+            axis.set_xlim(0.5, 1.5)
     for x, colour in picture.stages:
         axis.axvline(x, color=colour, linewidth=1, alpha=0.6)
     for line in panel.lines:
-        axis.plot(*zip(*((x, y) for x, y, _ in line.points), strict=True), **_stroke(line.look))
+        points = [(x + moved[line.name], y) for x, y, _ in line.points]
+        axis.plot(*zip(*points, strict=True), **_stroke(line.look))
         band = list(_band(line, panel))
-        if band:
+        if len(band) == 1:
+            axis.vlines(points[0][0], *band[0][1:], color=line.look.colour, alpha=0.5)
+        elif band:
             axis.fill_between(*zip(*band, strict=True), color=line.look.colour, alpha=0.12, linewidth=0)
         if line.reported:
             style = {"color": line.look.colour, "edgecolors": "black", "s": 45, "zorder": 3}
@@ -402,7 +418,8 @@ def _figure(picture: Picture) -> Any:
     for number, panel in enumerate(picture.panels):
         place = {"row": number // 2 + 1, "col": number % 2 + 1}
         for line in panel.lines:
-            figure.add_traces([_trace(line, picture.x, line.name not in told), *_extras(line, panel)],
+            moved = apart(panel)[line.name]
+            figure.add_traces([_trace(line, picture.x, line.name not in told, moved), *_extras(line, panel)],
                               rows=place["row"], cols=place["col"])  # fmt: skip
             told.add(line.name)
         for x, colour in picture.stages:
@@ -422,22 +439,22 @@ def _figure(picture: Picture) -> Any:
     return figure
 
 
-def _trace(line: Line, x: str, first: bool) -> Any:
-    """The line of means; a click on its one entry in the legend hides the configuration in all panels."""
+def _trace(line: Line, x: str, first: bool, moved: float) -> Any:
+    """The line of means, `moved` along x; a click on its one entry in the legend hides it in all panels."""
     from plotly import graph_objects
 
-    spread = ["" if std is None else f" ± {std:.4f}" for *_, std in line.points]
+    told = [(x, "" if std is None else f" ± {std:.4f}") for x, _, std in line.points]
     return graph_objects.Scatter(
-        x=[x for x, *_ in line.points],
+        x=[x + moved for x, *_ in line.points],
         y=[y for _, y, _ in line.points],
-        customdata=spread,
+        customdata=told,
         name=line.name,
         legendgroup=line.name,
         showlegend=first,
         mode="lines+markers",
         line={"color": line.look.colour, "dash": line.look.dash[1]},
         marker={"symbol": line.look.marker[1], "size": 5},
-        hovertemplate=f"{line.name}<br>{x} %{{x}}: %{{y:.4f}}%{{customdata}}<extra></extra>",
+        hovertemplate=f"{line.name}<br>{x} %{{customdata[0]}}: %{{y:.4f}}%{{customdata[1]}}<extra></extra>",
     )
 
 

@@ -93,7 +93,8 @@ def _ask(
 ) -> list[tuple[tuple[str, float], ...] | str]:
     """The best classes of each image, or the words with which the server refused it.
 
-    One image spoils its whole request; the halves of a request that is refused are asked again.
+    One image spoils its whole request, so the halves of one that is refused are asked again; and where the server puts
+    requests together, it spoils those of others, so a single image is asked twice.
     """
     import numpy as np
 
@@ -104,10 +105,20 @@ def _ask(
     except ServingError as error:
         if error.code in OF_THE_SERVER:
             raise
-        if len(sound) == 1:
-            return [str(error).removeprefix(f"{connection.url}: ")]
+    if len(sound) == 1:
+        try:
+            return _best(connection.send(request), asked)
+        except ServingError as error:
+            if error.code in OF_THE_SERVER:
+                raise
+            return [_reason(error, connection.url)]
     half = len(sound) // 2
     return _ask(connection, asked, sound[:half]) + _ask(connection, asked, sound[half:])
+
+
+def _reason(error: ServingError, url: str) -> str:
+    """The server's words in one line, without the nodes of its graph."""
+    return " ".join(str(error).removeprefix(f"{url}: ").partition("[[{{")[0].split())
 
 
 def _best(found: dict[str, np.ndarray], asked: Asked) -> list[tuple[tuple[str, float], ...] | str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frostline import whole
 from frostline.progress import duration
 from frostline.records import Configuration, configurations, explained, marks
 
@@ -59,27 +60,48 @@ ASKED = (
     "reported",
     "search",
 )
-INFER_KEY = ("model", "runtime", "device", "batch_size", "host_copies")
-INFER = (
+INFER_KEY = (
     "model",
-    "version",
-    "run",
     "runtime",
+    "variant",
+    "payload",
     "device",
-    "batch_size",
     "host_copies",
+    "threads",
+    "scenario",
+    "profile",
+    "batch_size",
+)
+FIGURES = (
     "images_per_second",
     "latency_p50_seconds",
     "latency_p90_seconds",
     "latency_p95_seconds",
     "latency_p99_seconds",
     "count",
+)
+INFER = (
+    "version",
+    "run",
+    *INFER_KEY,
+    "server",
+    *FIGURES,
+    "latency_bound_seconds",
+    "server_seconds",
+    "client_seconds",
+    "cpu_utilisation",
     "size_bytes",
     "load_seconds",
     "first_answer_seconds",
+    "peak_memory_bytes",
+    "device_peak_memory_bytes",
     "test_top1",
+    "agreement",
     "figures_of",
+    "stable",
+    "windows",
     "valid",
+    "log",
 )
 
 Row = dict[str, Any]
@@ -102,7 +124,8 @@ def rows(records: list[Row], wanted: Collection[str] | None = None) -> list[Row]
     `wanted` restricts the first to some configurations, by their identity without the seed.
     """
     train = [train_row(configuration, records) for configuration in configurations(records, wanted)]
-    return _with_reported(train) + infer_rows(records)
+    infer = infer_rows(records)
+    return whole.joined(_with_reported(train), infer) + infer
 
 
 def _with_reported(train: list[Row]) -> list[Row]:
@@ -127,6 +150,8 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "study": configuration.study,
         "freeze": configuration.freeze,
         "variant": configuration.variant,
+        "task": whole.task(newest),
+        "runs": [r["run"] for r in finished],
         "outcome": "ok" if finished else "failed",
         "reason": "; ".join(failures) or None,
         "seeds": [r["seed"] for r in finished],
@@ -369,6 +394,7 @@ def render(
         parts += _study_tables([r for r in own if r["kind"] == "train"], form)
         infer = [r for r in own if r["kind"] == "infer"]
         parts += _infer_tables(study, infer, form)
+        parts += _whole_table(study, [r for r in own if r["kind"] == "train"], form)
     return "\n\n".join(parts) if parts else "no records"
 
 
@@ -389,6 +415,26 @@ def _study_tables(train: list[Row], form: Form) -> list[str]:
     return parts
 
 
+def _whole_table(study: str, train: list[Row], form: Form) -> list[str]:
+    """What each configuration costs to train and to ask, with the fronts marked."""
+    if not any(row["outcome"] == "ok" for row in train):
+        return []
+    notes = [
+        "On the front of time: no other row of its task is as good on validation in as little total time, and better "
+        "in one of the two; of latency: the same with the best median of one image. "
+        "These are means: frostline recommend says what they can bear."
+    ]
+    if any(row["protocol"] == "document" for row in train):
+        notes.append("Rows validated on test are on no front.")
+    title = _titled(f"{study}: the whole", form, None)
+    return [title, _grid(WHOLE, train, form), *(_note(note, form) for note in notes)]
+
+
+def _fronts(row: Row) -> str:
+    on = [name for name, key in (("time", "pareto_train"), ("latency", "pareto_latency")) if row[key]]
+    return ", ".join(on) or "-"
+
+
 def _everything(train: list[Row]) -> Row | None:
     """The first row that freezes nothing, the yardstick of the speed-up; the pre-training is another task."""
     return next((r for r in train if r["freeze"] != "pretrain" and r["frozen_layers"] == 0), None)
@@ -407,49 +453,31 @@ def _infer_tables(study: str, infer: list[Row], form: Form) -> list[str]:
         return []
     timed = [row for row in infer if row["runtime"] and not row["figures_of"]]
     idle = _idle_device(timed)
-    timed = [row for row in timed if row["device"] != idle]
-    sizes = sorted({row["batch_size"] for row in timed})
-    merged: dict[tuple[Any, ...], Row] = {}
-    for row in timed:
-        skipped = row["outcome"] == "skipped"
-        device = row["device"] if row["host_copies"] in (True, None) else f"{row['device']}, no copies"
-        model = None if skipped else row["model"].removeprefix(f"{study}.")
-        line = (model, row["runtime"], device, row["reason"] if skipped else None)
-        merged.setdefault(line, {**row, "model": line[0], "device": device, "cells": {}})["cells"][
-            row["batch_size"]
-        ] = row
-    columns: list[Column] = [
-        ("graph of", _value("model")),
-        ("runtime", _value("runtime")),
-        ("device", _value("device")),
-    ]
-    for key, scale, digits, unit in (
-        ("images_per_second", 1.0, 0, "images/s"),
-        ("latency_p50_seconds", 1e3, 2, "p50 ms"),
-    ):
-        columns += [(f"{unit} @{size}", _cell(size, key, scale, digits)) for size in sizes]
-    columns.append(("size MiB", _plain("size_bytes", MIB)))
+    lines: dict[tuple[Any, ...], Row] = {}
+    for row in [row for row in timed if row["device"] != idle]:
+        skipped = row["outcome"] == "skipped"  # which is told once for all models and scenarios
+        own = (row["model"], row["scenario"], row["profile"], row["batch_size"], row["threads"])
+        line = {**row, "model": None if skipped else row["model"].removeprefix(f"{study}."), "idle": skipped}
+        lines.setdefault((_runtime(row), row["reason"] if skipped else own), line)
     shared: dict[str, list[str]] = {}
     for row in infer:
         if row["figures_of"] and row["freeze"] not in shared.setdefault(row["figures_of"], []):
             shared[row["figures_of"]].append(row["freeze"])
-    notes = ["@ batch size. Quick cells of about a second and at least ten samples: not valid in MLPerf's sense."]
+    notes = [SCENARIO_NOTE]
     notes += [
         f"The graph of {model.removeprefix(f'{study}.')} is also that of {', '.join(names)}."
         for model, names in shared.items()
     ]
+    failed = dict.fromkeys((_runtime(row), row["reason"]) for row in timed if row["outcome"] == "failed")
+    notes += [f"{runtime} failed: {reason}." for runtime, reason in failed]
     if idle:
         reason = next(row["reason"] for row in infer if row["device"] == idle)
         names = dict.fromkeys(row["runtime"] for row in infer if row["device"] == idle)
         notes.append(f"Skipped on {idle}, {reason}: {', '.join(names)}.")
-    parts = (
-        [_titled(f"{study}: what answering costs", form, None), _grid(columns, list(merged.values()), form, keys=3)]
-        if timed
-        else []
-    )
-    parts += [_note("\n".join(notes), form)] if timed else []
+    grid = _grid(ANSWERING, list(lines.values()), form, keys=3)
+    costs = [_titled(f"{study}: what answering costs", form, None), grid, _note("\n".join(notes), form)]
     return [
-        *parts,
+        *(costs if timed else []),
         _titled(f"{study}: how well the artifacts do (test top-1)", form, None),
         _answers(infer, form),
     ]
@@ -464,28 +492,38 @@ def _idle_device(timed: list[Row]) -> str | None:
     return idle[0] if len(idle) == 1 < len(reasons) else None
 
 
-def _cell(size: int, key: str, scale: float, digits: int) -> Callable[[Row], str]:
-    def show(row: Row) -> str:
-        cell = row["cells"].get(size)
-        if cell is None:
-            return "-"
-        if cell["outcome"] == "ok":
-            return _plain(key, scale, digits)(cell)
-        told = key == "latency_p50_seconds" or any(c["reason"] == cell["reason"] for c in _before(row, size))
-        return "-" if told else f"{cell['outcome']}: {cell['reason']}"
-
-    return show
+def _runtime(row: Row) -> str:
+    """A runtime with its variant and payload, the server behind it, and the device unless it is the CPU."""
+    variant = row["variant"] if row["variant"] not in (None, "float32") else None
+    device = row["device"] if row["device"] != "cpu" else None
+    copies = "no copies" if row["host_copies"] is False else None
+    server = f"({row['server']})" if row["server"] else None
+    return " ".join(filter(None, [row["runtime"], variant, row["payload"], device, copies, server]))
 
 
-def _before(row: Row, size: int) -> list[Row]:
-    """The cells of smaller batches: a reason is told once a row."""
-    return [cell for other, cell in row["cells"].items() if other < size]
+def _scenario(row: Row) -> str:
+    if row["idle"] or not row["scenario"]:
+        return "-"
+    return f"{row['scenario']} @{row['batch_size']}" if row["scenario"] == "offline" else row["scenario"]
+
+
+def _rate(row: Row) -> str:
+    if row["outcome"] == "ok":
+        return _plain("images_per_second", digits=0)(row)
+    return row["outcome"] if row["outcome"] == "failed" else f"{row['outcome']}: {row['reason']}"
+
+
+def _valid(row: Row) -> str:
+    if row["outcome"] != "ok":
+        return "-"
+    unstable = [] if row["stable"] in (True, None) else ["unstable"]
+    return ", ".join(["valid" if row["valid"] else f"no, {row['profile']}", *unstable])
 
 
 def _answers(infer: list[Row], form: Form) -> str:
     """Test accuracy of each published model as it was trained and through each artifact and runtime."""
     measured = [row for row in infer if row["runtime"] and row["outcome"] != "skipped"]
-    runtimes = list(dict.fromkeys((row["runtime"], row["device"]) for row in measured))
+    runtimes = list(dict.fromkeys(_runtime(row) for row in measured if row["host_copies"] is not False))
     table = []
     for model in dict.fromkeys(row["model"] for row in infer):
         own = [row for row in infer if row["model"] == model and row["runtime"]]
@@ -493,12 +531,12 @@ def _answers(infer: list[Row], form: Form) -> str:
         version = str(own[0]["version"]) if own else "none"
         if refused:
             version += f" (not published: {refused})"
-        cells = {(r["runtime"], r["device"]): r for r in own}
+        cells = {_runtime(r): r for r in own}
         shown = [_plain("test_top1", digits=4)(cells[r]) if r in cells else "-" for r in runtimes]
         source = own[0] if own else {}
         trained = _plain("trained_test_top1", digits=4)(source)
         table.append([model, version, _plain("seed", digits=0)(source), trained, *shown])
-    headers = ["model", "version", "seed", "as trained", *[f"{name} {device}" for name, device in runtimes]]
+    headers = ["model", "version", "seed", "as trained", *runtimes]
     note = "The seed is the one with the median validation top-1 (the lower of two)."
     return _tabulate(table, headers, form) + "\n\n" + _note(note, form)
 
@@ -588,7 +626,8 @@ def _augmentation(done: list[Row]) -> list[str]:
             shown.setdefault(row["augment"], []).append(_name(row))
     if not shown:
         return []
-    lines = [f"Training images of {', '.join(names)}: {what}." for what, names in shown.items()]
+    of = {what: "" if len(names) == len(done) else f" of {', '.join(names)}" for what, names in shown.items()}
+    lines = [f"Training images{of[what]}: {what}." for what in shown]
     lines.append("augment s: making views of training images in the epochs, on the plain engine beside its steps.")
     if any(row["augment"] and not row["augment_views"] and row["engine"] != "plain" for row in done):
         lines.append(
@@ -682,6 +721,29 @@ def _setting(row: Row) -> str:
     return f"{row['engine']}, {row['precision']}{' + XLA' if row['xla'] else ''}"
 
 
+SCENARIO_NOTE = (
+    "single_stream: one image after the other; offline: all at once, in calls of @ images, whose times p50 to p99 are; "
+    "server: images at random times. A percentile is shown where the count supports it; "
+    "agrees: test images that get the class the trained model gave them. quick: seconds a cell, not "
+    "valid in MLPerf's sense; unstable: the last three windows differ by more than 10 %."
+)
+ANSWERING: list[Column] = [
+    ("graph of", _value("model")),
+    ("runtime", _runtime),
+    ("scenario", _scenario),
+    ("images/s", _rate),
+    ("p50 ms", _plain("latency_p50_seconds", 1e3)),
+    ("p90 ms", _plain("latency_p90_seconds", 1e3)),
+    ("p95 ms", _plain("latency_p95_seconds", 1e3)),
+    ("p99 ms", _plain("latency_p99_seconds", 1e3)),
+    ("first ms", _plain("first_answer_seconds", 1e3, 0)),
+    ("load s", _plain("load_seconds")),
+    ("peak MiB", _plain("peak_memory_bytes", MIB, 0)),
+    ("size MiB", _plain("size_bytes", MIB)),
+    ("top-1", _plain("test_top1", digits=4)),
+    ("agrees", _plain("agreement", digits=4)),
+    ("valid", _valid),
+]
 COST: list[Column] = [
     ("freeze", _name),
     ("trainable", _value("trainable_params")),
@@ -711,13 +773,29 @@ ACCURACY: list[Column] = [
     ("reported loss", _reported("loss")),
 ]
 
+WHOLE: list[Column] = [
+    ("freeze", _name),
+    ("trainable", _value("trainable_params")),
+    ("epoch s", _mean("epoch_seconds", digits=3)),
+    ("total s", _mean("total_seconds", digits=1)),
+    ("validation top-1", _mean("validation_top1", digits=4)),
+    ("test top-1", _mean("test_top1", digits=4)),
+    ("best images/s", _plain("best_images_per_second", digits=0)),
+    ("by", _value("best_images_per_second_of")),
+    ("best p50 ms", _plain("best_latency_p50_seconds", 1e3)),
+    ("from", _value("best_latency_p50_seconds_of")),
+    ("on the front of", _fronts),
+]
+
 
 def _grid(columns: Iterable[Column], table: list[Row], form: Form, keys: int = 1) -> str:
     """A table whose rows the first `keys` columns tell apart; a column that has nothing to say in any row, or no more
     than that others failed, is left out."""
     cells = {header: [show(row) for row in table] for header, show in columns}
     kept = {h: column for h, column in cells.items() if "-" not in column or set(column) - {"-", "failed"}}
-    return _tabulate([list(line) for line in zip(*kept.values(), strict=True)], list(kept), form, keys=keys)
+    lines = [list(line) for line in zip(*kept.values(), strict=True)]
+    right = [i for i, header in enumerate(kept) if i and header not in ("runtime", "scenario", "by", "from")]
+    return _tabulate(lines, list(kept), form, right, keys)
 
 
 def _csv(flat: list[Row]) -> str:

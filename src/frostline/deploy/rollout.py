@@ -4,7 +4,7 @@ TensorFlow Serving refuses a configuration that moves a label to a version it ha
 it. So a version is loaded in one step and labelled in the next:
 
     frostline rollout MODEL              load the new version beside the old one
-    frostline rollout MODEL              once it is loaded: `canary` means the new one
+    frostline rollout MODEL              30 s later: `canary` means the new one
     frostline rollout MODEL --promote    `stable` means it, too; the old one stays loaded
     frostline rollout MODEL --finish     the old one is unloaded
     frostline rollback MODEL             one step back, whichever was the last
@@ -25,6 +25,8 @@ from frostline.deploy.config import CANARY, STABLE, Served
 from frostline.errors import UserError
 
 POLL_SECONDS = 1.0
+# Without the server's word, a version counts as loaded when models.config has not changed for so long.
+SETTLED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,15 @@ class Server:
 
 @dataclass(frozen=True)
 class Step:
-    """What models.config says next, what the server then does, and what to type after that."""
+    """What models.config says next, what the server then does, and what to type after that.
+
+    `hasty` where it must have read the step before: it would refuse this one, and go on refusing.
+    """
 
     state: Served
     told: str
     then: str
+    hasty: bool = False
 
 
 # -- the steps ---------------------------------------------------------------------------------------------
@@ -70,13 +76,14 @@ def forward(model: str, now: Served, published: Collection[int], version: int | 
             replace(now, canary=version),
             f"answers the label canary with version {version}, and stable with {now.stable} as before",
             f"{command} --promote",
+            hasty=True,
         )
     if waiting:
         raise UserError(f"{model} {waiting[0]} is loaded and has no label; type first: {command} --finish")
     return Step(
         replace(now, versions=tuple(sorted((*now.versions, version)))),
         f"loads version {version} beside {now.stable}; the higher of them answers who names no label or version",
-        f"{command} --version {version}",
+        f"once it is loaded, {command} --version {version}",
     )
 
 
@@ -124,7 +131,7 @@ def back(model: str, now: Served, published: Collection[int]) -> Step:
     return Step(
         replace(now, versions=(older, *now.versions)),
         f"loads version {older} again beside {now.stable}",
-        command,
+        f"once it is loaded, {command}",
     )
 
 
@@ -139,7 +146,12 @@ def versions(exports: Path, model: str) -> list[int]:
 
 
 def take(
-    exports: Path, model: str, next_step: Callable[[Served], Step], server: Server | None, say: Callable[[str], None]
+    exports: Path,
+    model: str,
+    next_step: Callable[[Served], Step],
+    server: Server | None,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.time,
 ) -> None:
     """Write one step into models.config; where a server can be waited for, go on from a load to the label.
 
@@ -155,6 +167,11 @@ def take(
         _check(exports, model, step.state)
         if server:  # it refuses labels of versions that it does not hold
             _wait(server, model, {step.state.stable, step.state.canary}, {})
+        elif step.hasty and (rest := SETTLED_SECONDS - (clock() - path.stat().st_mtime)) > 0:
+            raise UserError(
+                f"{path} has just been written, and a server that has not loaded {model} {step.state.canary} yet would "
+                f"refuse the label for good; give --url, to wait for it, or type it again in {rest:.0f} s"
+            )
         config.set_served(entry, step.state)
         config.write(path, whole)
         say(f"{path}: {model} {step.state}")

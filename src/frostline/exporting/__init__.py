@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline import batching, machine
-from frostline.exporting import parity, versions, warmup
+from frostline.exporting import parity, variants, versions, warmup
 from frostline.exporting.parity import Parity, ParityError
 from frostline.exporting.versions import current, manifests
 
@@ -16,19 +16,26 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-__all__ = ["Parity", "ParityError", "Published", "current", "manifests", "publish"]
+    from frostline.datasets import Dataset
 
-SCHEMA = 1
+__all__ = ["DEFAULT_VARIANTS", "VARIANTS", "Parity", "ParityError", "Published", "current", "manifests", "publish"]
+
+SCHEMA = 2
+VARIANTS = ("float32", "int8", "float16")  # of the ONNX file
+DEFAULT_VARIANTS = VARIANTS[:2]  # float16 is for a GPU
 
 
 @dataclass(frozen=True)
 class Published:
-    """One version of a model: folders and bytes by kind, and the hash of its graph without weights."""
+    """One version of a model: folders and bytes by kind, what became of each ONNX variant, test accuracy by artifact,
+    and the hash of its graph without weights."""
 
     version: int
     paths: dict[str, Path]
     sizes: dict[str, int]
     parity: Parity
+    variants: dict[str, dict[str, Any]]
+    accuracy: dict[str, float]
     graph: str
 
 
@@ -41,12 +48,16 @@ def publish(
     images: np.ndarray,
     facts: dict[str, Any],
     exports: Path,
+    data: Dataset | None = None,
+    onnx_variants: Sequence[str] = VARIANTS[:1],
 ) -> Published:
     """Export a model, compare the artifacts with it, and only then show them as the next version.
 
     The model is uncompiled, built under float32, takes uint8 `images` [N,H,W,3] and gives float32 logits [N,C], or
     [N,1] where the activation is `sigmoid` or `logit`. `images` are real ones, at least one. `facts` go into the
-    manifests. Raises ParityError, with nothing published, where an artifact answers otherwise than the model.
+    manifests. With the model's `data`, variants other than float32 can be made, and accuracy is measured on its test
+    images. Raises ParityError, with nothing published, where an artifact answers otherwise than the model; a variant
+    that answers too differently is left out, and the manifest says why.
     """
     from frostline.exporting import onnx, saved_model
 
@@ -59,6 +70,8 @@ def publish(
         (folders["saved_model"] / "batching_params.pbtxt").write_text(batching.parameters())
         onnx.write(folders["saved_model"], folders["onnx"] / "model.onnx")
         agreement = parity.check(model, folders, images, activation, class_names)
+        made = variants.add(folders["onnx"], onnx_variants, data) if data else {}
+        accuracy = variants.accuracy(folders, made, data.test) if data else {}
         graph = onnx.graph_hash(folders["onnx"] / "model.onnx")
         about = {
             **facts,
@@ -67,14 +80,20 @@ def publish(
             "version": version,
             "class_names": list(class_names),
             "activation": activation,
-            **_interface(model, len(class_names)),
+            "input": {"name": "images", "dtype": "uint8", "shape": list(model.input_shape)},
             "parity": asdict(agreement),
+            "accuracy": accuracy,
             "graph": graph,
             "versions": machine.versions(),
         }
-        sizes = {kind: versions.describe(folder, {**about, "kind": kind}) for kind, folder in folders.items()}
+        own: dict[str, dict[str, Any]] = {
+            "keras": {},
+            "saved_model": {"signatures": saved_model.signatures(folders["saved_model"])},
+            "onnx": {"signatures": onnx.signatures(folders["onnx"] / "model.onnx"), "variants": made},
+        }
+        sizes = {k: versions.describe(folder, {**about, **own[k], "kind": k}) for k, folder in folders.items()}
         paths = {kind: versions.reveal(folder, version) for kind, folder in folders.items()}
-    return Published(version, paths, sizes, agreement, graph)
+    return Published(version, paths, sizes, agreement, made, accuracy, graph)
 
 
 def _check_form(model: keras.Model, activation: str, class_names: Sequence[str], images: np.ndarray) -> None:
@@ -89,14 +108,3 @@ def _check_form(model: keras.Model, activation: str, class_names: Sequence[str],
     if images.dtype != "uint8" or images.shape[1:] != pixels.shape[1:] or not len(images):
         raise ValueError(f"images {images.dtype} {images.shape} do not fit the input {pixels.shape}")
 
-
-def _interface(model: keras.Model, classes: int) -> dict[str, Any]:
-    """What the signature takes and gives; None is the batch."""
-    columns = model.output_shape[1]
-    return {
-        "input": {"name": "images", "dtype": "uint8", "shape": list(model.input_shape)},
-        "outputs": {
-            "logits": {"dtype": "float32", "shape": [None, columns]},
-            "probabilities": {"dtype": "float32", "shape": [None, classes]},
-        },
-    }

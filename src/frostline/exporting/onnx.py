@@ -76,6 +76,23 @@ def _fix_reshapes(proto: onnx.ModelProto) -> None:
             del graph.initializer[i]
 
 
+def signatures(path: Path) -> dict[str, Any]:
+    """What the graph takes and gives, in the form of a SavedModel's signatures."""
+
+    def told(values: Any) -> dict[str, Any]:
+        types = {value.name: value.type.tensor_type for value in values}
+        return {
+            name: {
+                "dtype": onnx.TensorProto.DataType.Name(kind.elem_type).lower().replace("float", "float32"),
+                "shape": [None if size.dim_param else size.dim_value for size in kind.shape.dim],
+            }
+            for name, kind in sorted(types.items())
+        }
+
+    graph = onnx.load(path).graph
+    return {"serving_default": {"inputs": told(graph.input), "outputs": told(graph.output)}}
+
+
 # -- identity of a graph ---------------------------------------------------------------------------
 
 

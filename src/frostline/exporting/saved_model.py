@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from frostline import datasets
 from frostline.exporting.warmup import EXAMPLE_KEY
@@ -62,6 +63,21 @@ def write_features(model: keras.Model, folder: Path) -> None:
     strip_xla(folder)
 
 
+def signatures(folder: Path) -> dict[str, Any]:
+    """What each signature takes and gives, by alias: dtype and shape, whose None is the batch."""
+
+    def told(tensors: Any) -> dict[str, Any]:
+        return {
+            alias: {"dtype": tf.as_dtype(info.dtype).name, "shape": tf.TensorShape(info.tensor_shape).as_list()}
+            for alias, info in sorted(tensors.items())
+        }
+
+    proto = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    found = proto.meta_graphs[0].signature_def
+    own = sorted(name for name in found if not name.startswith("__"))  # TensorFlow's own are no signature of ours
+    return {name: {"inputs": told(found[name].inputs), "outputs": told(found[name].outputs)} for name in own}
+
+
 def probabilities(logits: tf.Tensor, activation: str) -> tf.Tensor:
     """Softmax over logits [N, C]; for `sigmoid` and `logit` one logit [N, 1] becomes the columns 1-p and p."""
     if activation != "softmax":
@@ -74,7 +90,6 @@ def strip_xla(folder: Path) -> None:
 
     Where XLA is switched off, as in a stock TensorFlow Serving, such a model loads and then fails at each request.
     """
-    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.saved_model import fingerprinting_utils
 
     path = folder / "saved_model.pb"

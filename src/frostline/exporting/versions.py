@@ -14,6 +14,7 @@ from frostline.errors import UserError
 
 # The order in which a version appears: it is complete once the last one is there.
 KINDS = ("keras", "saved_model", "onnx")
+MANIFEST = "manifest.json"
 
 
 def next_version(exports: Path, name: str) -> int:
@@ -25,10 +26,10 @@ def current(exports: Path, name: str, kind: str = KINDS[-1]) -> dict[str, Any] |
     """The manifest of one kind of a model's newest complete version, None where there is none."""
     folders = [exports / of / name for of in KINDS]
     complete = set.intersection(*map(_numbers, folders))
-    described = [n for n in complete if all((folder / str(n) / "manifest.json").is_file() for folder in folders)]
+    described = [n for n in complete if all((folder / str(n) / MANIFEST).is_file() for folder in folders)]
     if not described:
         return None
-    path = exports / kind / name / str(max(described)) / "manifest.json"
+    path = exports / kind / name / str(max(described)) / MANIFEST
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -66,12 +67,22 @@ def staging(exports: Path, name: str, version: int) -> Iterator[dict[str, Path]]
 
 def describe(folder: Path, about: dict[str, Any]) -> int:
     """Write `manifest.json` with the facts, sizes and SHA-256 of the folder's files; returns their bytes together."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    text = json.dumps({**about, "size_bytes": size, "sha256": sums}, indent=2, allow_nan=False)
-    (folder / "manifest.json").write_text(text + "\n")
+    sizes = {name: path.stat().st_size for name, path in contents(folder).items()}
+    size = sum(sizes.values())
+    told = {**about, "size_bytes": size, "sizes": sizes, "sha256": sums(folder)}
+    (folder / MANIFEST).write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
     return size
+
+
+def contents(folder: Path) -> dict[str, Path]:
+    """The files of a version folder by name, but for its manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in files if path != folder / MANIFEST}
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """Hex SHA-256 of each file of a version folder, by name."""
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in contents(folder).items()}
 
 
 def reveal(folder: Path, version: int) -> Path:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import lookup
-from frostline.runtimes import keras_predict, onnxruntime, saved_model, tf_function
+from frostline.runtimes import keras_predict, null, onnxruntime, openvino, saved_model, tf_function, tf_serving
 
 if TYPE_CHECKING:
     import numpy as np
 
-Predict = Callable[["np.ndarray"], "np.ndarray"]
+Predict = Callable[[Any], "np.ndarray"]  # of pixels, uint8 [N,H,W,3], or of a list of encoded images
+BOTH = ("cpu", "gpu")
 Hold = Callable[["np.ndarray"], tuple[Callable[[], None], Callable[[], "np.ndarray"]]]
 
 
@@ -25,31 +27,96 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """How one kind of artifact is executed; `open` and `hold` take version folder, manifest and device.
+class How:
+    """What a runtime is asked for: the device, the variant of the artifact, threads of a call (0: as many as cores).
 
-    `library` is the module that it cannot do without. `hold` gives a function that puts images on the device and
-    returns two: one runs on them there and leaves the answer, the other reads it. None where the runtime always copies.
+    Over the network also the address of the server, and whether it is sent `pixels` or `jpeg` files.
+    """
+
+    device: str = "cpu"
+    variant: str = "float32"
+    threads: int = 0
+    payload: str | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How one kind of artifact is executed; `open` and `hold` take version folder, manifest and How.
+
+    `library` is the module that it cannot do without, `extra` what brings it (None: the extra of the device).
+    `variants` are those of the artifact that it runs, by device. `hold` gives a function that puts images on the device
+    and returns two: one runs on them there and leaves the answer, the other reads it. None where the runtime always
+    copies. What answers without looking at the images has `answers` False: its answers are held to nothing. What asks a
+    server has the `scheme` of its address, and the `payloads` that it can send.
     """
 
     summary: str
     kind: str
     library: str
     devices: tuple[str, ...]
-    open: Callable[[Path, dict[str, Any], str], Predict]
-    hold: Callable[[Path, dict[str, Any], str], Hold] | None = None
+    open: Callable[[Path, dict[str, Any], How], Predict]
+    hold: Callable[[Path, dict[str, Any], How], Hold] | None = None
+    extra: str | None = None
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(BOTH, ("float32",)))
+    answers: bool = True
+    scheme: str | None = None
+    payloads: tuple[str | None, ...] = (None,)
 
 
-BOTH = ("cpu", "gpu")
 RUNTIMES = {
     "keras_predict": Runtime("Keras file: model.predict, without XLA", "keras", "keras", BOTH, keras_predict.open),
     "tf_function": Runtime(
         "Keras file: one traced function, without XLA", "keras", "keras", BOTH, tf_function.open, tf_function.hold
     ),
+    "tf_function_xla": Runtime(
+        "Keras file: one function compiled by XLA for each batch size",
+        "keras",
+        "keras",
+        BOTH,
+        partial(tf_function.open, xla=True),
+        partial(tf_function.hold, xla=True),
+    ),
     "saved_model": Runtime(
         "SavedModel: its serving signature", "saved_model", "tensorflow", BOTH, saved_model.open, saved_model.hold
     ),
-    "onnxruntime": Runtime("ONNX file: ONNX Runtime", "onnx", "onnxruntime", BOTH, onnxruntime.open, onnxruntime.hold),
+    "onnxruntime": Runtime(
+        "ONNX file: ONNX Runtime, float32, int8 and, on a GPU, float16",
+        "onnx",
+        "onnxruntime",
+        BOTH,
+        onnxruntime.open,
+        onnxruntime.hold,
+        variants={"cpu": ("float32", "int8"), "gpu": ("float32", "float16", "int8")},
+    ),
+    "openvino": Runtime(
+        "ONNX file: OpenVINO, float32 and int8",
+        "onnx",
+        "openvino",
+        ("cpu",),
+        openvino.open,
+        extra="openvino",
+        variants={"cpu": ("float32", "int8")},
+    ),
+    "tf_serving_grpc": Runtime(
+        "SavedModel: TensorFlow Serving, or the embedded server, over gRPC",
+        "saved_model",
+        "grpc",
+        ("cpu",),
+        tf_serving.open,
+        scheme="grpc",
+        payloads=("pixels", "jpeg"),
+    ),
+    "tf_serving_rest": Runtime(
+        "SavedModel: TensorFlow Serving, or the embedded server, over REST",
+        "saved_model",
+        "http",
+        ("cpu",),
+        tf_serving.open,
+        scheme="http",
+        payloads=("pixels", "jpeg"),
+    ),
+    "null": Runtime("nothing at all: what measuring itself costs", "onnx", "numpy", ("cpu",), null.open, answers=False),
 }
 
 
@@ -67,7 +134,7 @@ def unavailable(name: str, device: str) -> str | None:
     if device not in runtime.devices:
         return f"{name} does not run on {device}"
     if importlib.util.find_spec(runtime.library) is None:
-        return f"{runtime.library} is not installed; it comes with the {device} extra"
+        return f"{runtime.library} is not installed; it comes with the {runtime.extra or device} extra"
     if device == "cpu":
         return None
     if not cuda_devices():

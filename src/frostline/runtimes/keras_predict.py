@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
+    from frostline.runtimes import How
 
-def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
+
+def open(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarray], np.ndarray]:
     """`model.predict` with one call per batch; the activation is computed in NumPy."""
-    answer = outputs(folder, device)
+    answer = outputs(folder, how.device)
     return lambda images: answer(images)["probabilities"]
 
 

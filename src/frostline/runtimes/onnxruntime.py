@@ -11,6 +11,7 @@ from frostline.errors import optional_import
 if TYPE_CHECKING:
     import numpy as np
 
+    from frostline.runtimes import How
     from frostline.runtimes.tf_function import Held
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
@@ -18,17 +19,17 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}
 FILES = {"float32": "model.onnx", "int8": "model.int8.onnx", "float16": "model.float16.onnx"}
 
 
-def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
+def open(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarray], np.ndarray]:
     """The `probabilities` of the graph."""
-    answer = outputs(folder, device)
-    return lambda images: answer(images)["probabilities"]
+    session = _session(folder, how.device, how.threads, how.variant)
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
-def hold(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], Held]:
+def hold(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarray], Held]:
     """The same graph through an IO binding: images lie on the device already, probabilities are left there."""
-    ort = optional_import("onnxruntime", device)
-    session = _session(folder, device)
-    place = {"cpu": "cpu", "gpu": "cuda"}[device]
+    ort = optional_import("onnxruntime", how.device)
+    session = _session(folder, how.device, how.threads, how.variant)
+    place = {"cpu": "cpu", "gpu": "cuda"}[how.device]
 
     def put(images: np.ndarray) -> Held:
         binding = session.io_binding()
@@ -64,14 +65,14 @@ def _session(folder: Path, device: str, threads: int = 0, variant: str = "float3
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        graph = _without_strings(folder / FILES[variant])
+        graph = without_strings(folder / FILES[variant])
     session = ort.InferenceSession(graph, options, providers=[PROVIDERS[device]])
     if session.get_providers()[0] != PROVIDERS[device]:
         raise RuntimeError(f"ONNX Runtime chose {session.get_providers()[0]}, not {PROVIDERS[device]}")
     return session
 
 
-def _without_strings(path: Path) -> bytes:
+def without_strings(path: Path) -> bytes:
     """The graph without the outputs that are class names: CUDA knows no strings."""
     import onnx
 

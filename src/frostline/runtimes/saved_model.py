@@ -11,26 +11,27 @@ from frostline.runtimes.tf_function import held
 if TYPE_CHECKING:
     import numpy as np
 
+    from frostline.runtimes import How
     from frostline.runtimes.tf_function import Held
 
 
-def open(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], np.ndarray]:
+def open(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarray], np.ndarray]:
     """The `probabilities` of the signature."""
-    answer = outputs(folder, device)
+    answer = outputs(folder, how.device)
     return lambda images: answer(images)["probabilities"]
 
 
-def hold(folder: Path, manifest: dict[str, Any], device: str) -> Callable[[np.ndarray], Held]:
+def hold(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarray], Held]:
     """The same signature on images that lie on the device already, its answers left there."""
     import tensorflow as tf
 
-    with tf.device(f"/{device}:0"):
+    with tf.device(f"/{how.device}:0"):
         loaded = tf.saved_model.load(str(folder))
 
     def call(pixels: Any) -> Any:
         return loaded.signatures["serving_default"](images=pixels)["probabilities"]
 
-    return lambda images: held(call, images, device, lambda answer: answer)
+    return lambda images: held(call, images, how.device, lambda answer: answer)
 
 
 def outputs(folder: Path, device: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

@@ -1,0 +1,504 @@
+"""Artifact × runtime × scenario -> records: how fast a published model answers, and how well."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frostline import machine, runtimes, timing
+from frostline.inference import loadgen, rules
+from frostline.inference.loadgen import Load, Window
+from frostline.inference.rules import PROFILES, Profile
+from frostline.inference.served import Served, request_seconds
+from frostline.runtimes import How, Runtime
+
+FIGURES = (
+    "images_per_second",
+    "latency_p50_seconds",
+    "latency_p90_seconds",
+    "latency_p95_seconds",
+    "latency_p99_seconds",
+    "count",
+)
+# What is measured once for all cells of a process, and with each of them.
+OF_PROCESS = ("load_seconds", "first_answer_seconds", "test_top1", "agreement", "peak_memory_bytes")
+OF_CELL = (
+    "server_seconds",
+    "client_seconds",
+    "cpu_utilisation",
+    "stable",
+    "windows",
+    "latency_bound_seconds",
+    "loadgen",
+    "log",
+)
+WARMUP_CALLS = 3
+LEAST_IMAGE_SECONDS = 5e-6  # what LoadGen and Python take themselves: no runtime is expected to be faster
+ACCURACY_BATCH = 32
+WORKERS = 16  # requests in flight at most, in the server scenario
+BOUND_FACTOR = 10.0  # of the single-stream p90: what an answer may take in the server scenario unless told
+# How far one image's probabilities may be apart in two batches. A GPU rounds inputs to ten bits (TF32), and which
+# algorithm it takes depends on the batch.
+TOLERANCE = {"cpu": 1e-4, "gpu": 1e-2}
+# How far answers may be from the stored predictions of the run: float32 from float32 (the largest difference of a
+# probability), and where one of them was rounded (half the sum of an image's differences, its mean over the images).
+FROM_STORED = {"cpu": 1e-3, "gpu": 2e-2}
+FROM_STORED_ROUNDED = 0.1
+
+Clock = Callable[[], float]
+Row = dict[str, Any]
+
+
+class WrongAnswer(Exception):
+    """A runtime gave an answer that cannot be right."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: the artifact in `folder`, described by its manifest, on a runtime."""
+
+    manifest: Row
+    folder: Path
+    runtime: str
+    how: How = field(default_factory=How)
+    host_copies: bool = True
+    server: Served | None = None
+
+    @property
+    def process(self) -> int | None:
+        """The process that answers, None for this one."""
+        return self.server.pid if self.server else None
+
+    @property
+    def entry(self) -> Runtime:
+        return runtimes.RUNTIMES[self.runtime]
+
+
+@dataclass(frozen=True)
+class Given:
+    """The test images, uint8 [N,H,W,3] or N encoded ones, labels [N], and the run's predictions [N, classes]."""
+
+    images: np.ndarray | list[bytes]
+    labels: np.ndarray
+    stored: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A runtime that has answered every test image once: its probabilities [N, classes] and what that took."""
+
+    predict: runtimes.Predict
+    hold: runtimes.Hold | None
+    probabilities: np.ndarray
+    facts: Row
+
+
+@dataclass
+class Cell:
+    """A scenario and batch size of a subject, and what its windows found so far."""
+
+    scenario: str
+    batch_size: int
+    call_seconds: float | None = None
+    windows: list[Window] = field(default_factory=list)
+    trouble: Row = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    requests: list[tuple[float, int]] = field(default_factory=list)  # the server's seconds and their number, by window
+    bound_seconds: float | None = None
+
+    @property
+    def pairs(self) -> list[rules.Pair]:
+        """Images a second and median latency of each window; a long single one counts as ten."""
+        if len(self.windows) == 1 and self.scenario != "server":
+            return rules.slices(self.windows[0].seconds, self.batch_size)
+        return [(w.images_per_second, _median(w, self.scenario)) for w in self.windows]
+
+
+def measure(
+    subject: Subject,
+    cells: Sequence[tuple[str, int]],
+    given: Given,
+    logs: Path,
+    *,
+    profile: Profile = PROFILES["quick"],
+    latency_bound: float | None = None,
+    clock: Clock = time.perf_counter,
+) -> list[Row]:
+    """One record per scenario and batch size, measured in turns by LoadGen, whose logs are left below `logs`.
+
+    `first_answer_seconds` is the first image after loading. Without `host_copies` images lie on the device before the
+    clock starts, and answers stay there. A device that is missing makes records `skipped`; an exception, or an answer
+    that differs from the accuracy pass, makes a record `failed`, and the other cells go on.
+    """
+    found = [Cell(*cell) for cell in cells]
+    blanks = [_blank(subject, cell.scenario, cell.batch_size, profile) for cell in found]
+    opened, trouble = _try(_open, subject, given, clock)
+    if not opened:
+        return [blank | trouble for blank in blanks]
+    bench = Bench(subject, opened, given, logs, profile, latency_bound, clock)
+    for number in range(profile.most):
+        for cell in found:
+            if not cell.trouble and not _enough(cell, number, profile):
+                _, cell.trouble = _try(bench.window, cell)
+    facts = opened.facts | {"peak_memory_bytes": _peak_memory(subject, given)}
+    found_rows = (cell.trouble or _figures(cell, profile) for cell in found)
+    return [blank | facts | row for blank, row in zip(blanks, found_rows, strict=True)]
+
+
+def _peak_memory(subject: Subject, given: Given) -> int | None:
+    """The largest resident memory of the server, or of this process since before loading, without the test images."""
+    if subject.server:
+        return machine.peak_memory_bytes(subject.server.pid) if subject.server.pid else None
+    peak = machine.peak_memory_bytes()
+    return peak and peak - sum(memoryview(image).nbytes for image in given.images)
+
+
+def accuracy(subject: Subject, given: Given, clock: Clock = time.perf_counter) -> Row:
+    """A record with accuracy and loading times only, for an artifact whose graph is timed under another model."""
+    blank = _blank(subject, None, None, PROFILES["quick"])
+    opened, trouble = _try(_open, subject, given, clock)
+    return blank | (opened.facts | {"outcome": "ok", "reason": "accuracy only"} if opened else trouble)
+
+
+def share(record: Row, own: Row) -> Row:
+    """The record of an artifact, measured by `accuracy`, with what was measured of one whose graph is equal."""
+    cell = {key: record[key] for key in ("scenario", "profile", "batch_size", "host_copies")}
+    if own["outcome"] != "ok":
+        return own | cell
+    if record["outcome"] != "ok":
+        return own | cell | {key: record[key] for key in ("outcome", "reason")}
+    figures = {key: record[key] for key in (*FIGURES, *OF_CELL, "peak_memory_bytes", "valid", "reason")}
+    return own | cell | figures | {"figures_of": record["model"]}
+
+
+def unmeasured(
+    subject: Subject, cells: Sequence[tuple[str, int]], profile: Profile, outcome: str, reason: str
+) -> list[Row]:
+    """Records, one per cell, of an artifact that could not be tried: `skipped` or `failed`, and why."""
+    told = {"outcome": outcome, "reason": reason}
+    return [_blank(subject, *cell, profile) | told for cell in cells]
+
+
+def _blank(subject: Subject, scenario: str | None, batch_size: int | None, profile: Profile) -> Row:
+    """A record in which nothing is measured yet."""
+    manifest, how = subject.manifest, subject.how
+    return {
+        "kind": "infer",
+        "model": manifest["name"],
+        "version": manifest["version"],
+        **{key: manifest.get(key) for key in ("study", "freeze", "run", "run_time")},
+        "runtime": subject.runtime,
+        "variant": how.variant,
+        "payload": how.payload,
+        "server": subject.server.backend if subject.server else None,
+        "device": how.device,
+        "threads": how.threads or machine.cores(),
+        "host_copies": subject.host_copies,
+        "scenario": scenario,
+        "profile": profile.name,
+        "batch_size": batch_size,
+        **dict.fromkeys((*FIGURES, *OF_PROCESS, *OF_CELL)),
+        "size_bytes": manifest.get("variants", {}).get(how.variant, manifest)["size_bytes"],
+        "figures_of": None,
+        "valid": False,
+        "outcome": None,
+        "reason": None,
+    }
+
+
+def _try(work: Callable[..., Any], *args: Any) -> tuple[Any, Row]:
+    """What the work returns, else None and the outcome to record."""
+    try:
+        return work(*args), {}
+    except runtimes.Unavailable as error:
+        return None, {"outcome": "skipped", "reason": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        first_line = str(error).partition("\n")[0]
+        return None, {"outcome": "failed", "reason": f"{type(error).__name__}: {first_line}"}
+
+
+# -- loading and accuracy ------------------------------------------------------------------------------
+
+
+def _open(subject: Subject, given: Given, clock: Clock) -> Opened:
+    """Load the artifact, then let it answer one image, then all of them."""
+    entry = runtimes.ready(subject.runtime, subject.how.device)
+    if not subject.server:  # whose peak holds its start
+        machine.reset_peak_memory()
+    started = clock()
+    predict = entry.open(subject.folder, subject.manifest, subject.how)
+    loaded = clock()
+    predict(given.images[:1])
+    answered = clock()
+    probabilities = _answer_all(predict, given.images, len(subject.manifest["class_names"]))
+    load_seconds = subject.server.load_seconds if subject.server else loaded - started
+    facts: Row = {"load_seconds": load_seconds, "first_answer_seconds": answered - loaded}
+    if entry.answers:
+        facts["test_top1"] = float(np.mean(probabilities.argmax(axis=1) == given.labels))
+        facts["agreement"] = _agreement(subject, probabilities, given.stored)
+    if subject.host_copies:
+        return Opened(predict, None, probabilities, facts)
+    if entry.hold is None:
+        raise runtimes.Unavailable(f"{subject.runtime} always copies between host and device")
+    return Opened(predict, entry.hold(subject.folder, subject.manifest, subject.how), probabilities, facts)
+
+
+def _answer_all(predict: runtimes.Predict, images: np.ndarray | list[bytes], classes: int) -> np.ndarray:
+    """Probabilities [N, classes] of all images; raises WrongAnswer where they are something else."""
+    starts = range(0, len(images), ACCURACY_BATCH)
+    answers = np.concatenate([predict(images[start : start + ACCURACY_BATCH]) for start in starts])
+    if answers.shape != (len(images), classes) or not np.isfinite(answers).all():
+        raise WrongAnswer(f"answers {answers.shape} are not a finite probability for each image and {classes} classes")
+    return answers
+
+
+def _agreement(subject: Subject, answers: np.ndarray, stored: np.ndarray | None) -> float | None:
+    """The share of images that get the class the trained model gave them; raises WrongAnswer where answers are others.
+
+    None where the predictions of the run are not at hand.
+    """
+    if stored is None:
+        return None
+    off = np.abs(answers - stored)
+    how, trained = subject.how, subject.manifest.get("trained") or {}
+    rounded = how.variant != "float32" or how.payload == "jpeg" or trained.get("precision") != "float32"
+    if not rounded:
+        found, allowed = float(off.max()), FROM_STORED[how.device]
+    else:
+        found, allowed = float(off.sum(axis=1).mean() / 2), FROM_STORED_ROUNDED
+    if not found <= allowed:
+        raise WrongAnswer(f"answers are {found:.3g} off the predictions of the run, {allowed:g} is allowed")
+    return float(np.mean(answers.argmax(axis=1) == stored.argmax(axis=1)))
+
+
+def _check(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    if found.shape != expected.shape:
+        raise WrongAnswer(f"a batch of {len(expected)} images was answered by {found.shape}, not {expected.shape}")
+    difference = float(np.abs(found - expected).max())
+    if not difference <= tolerance:
+        raise WrongAnswer(f"answers are {difference:.3g} off those of the accuracy pass, {tolerance:g} is allowed")
+
+
+# -- one window after the other ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An opened runtime and how it is to be measured."""
+
+    subject: Subject
+    opened: Opened
+    given: Given
+    logs: Path
+    profile: Profile
+    latency_bound: float | None
+    clock: Clock
+
+    def window(self, cell: Cell) -> None:
+        """Add one window to a cell; the first comes after a warm-up. Raises WrongAnswer."""
+        answer, finish = self._answer(cell)
+        if cell.call_seconds is None:
+            cell.call_seconds = self._warm_up(cell, answer)
+        load = self.load(cell)
+        cpu, wall, requests = self._cpu(), time.perf_counter(), self._requests()
+        if cell.scenario == "server":
+            self._serve(cell, load, answer)
+        else:
+            cell.windows.append(self.run(cell, load, answer, len(cell.windows)))
+        cell.cpu_seconds += self._cpu() - cpu
+        cell.wall_seconds += time.perf_counter() - wall
+        after = self._requests()
+        if requests and after:
+            cell.requests.append((after[0] - requests[0], after[1] - requests[1]))
+        finish()
+
+    def _cpu(self) -> float:
+        """CPU seconds of what answers; NaN where it does not tell."""
+        if not self.subject.server:
+            return time.process_time()
+        found = machine.cpu_seconds(self.subject.server.pid) if self.subject.server.pid else None
+        return float("nan") if found is None else found
+
+    def _requests(self) -> tuple[float, int] | None:
+        server = self.subject.server
+        return request_seconds(server.rest, self.subject.manifest["name"]) if server else None
+
+    def load(self, cell: Cell) -> Load:
+        """What LoadGen is to send in a window of this cell."""
+        profile, seconds = self.profile, cell.call_seconds
+        assert seconds
+        queries = profile.queries[cell.scenario]
+        if profile.seconds_at_most:
+            queries = max(1, min(queries, int(profile.seconds_at_most / seconds)))
+        return Load(cell.scenario, cell.batch_size, profile.seconds, queries, seconds)
+
+    def run(self, cell: Cell, load: Load, answer: loadgen.Answer, number: int) -> Window:
+        """One LoadGen test over the test images, its log in a folder of its own."""
+        logs = self.logs / f"{cell.scenario}-{cell.batch_size}" / str(number + 1)
+        return loadgen.run(load, len(self.given.images), answer, self.check, logs, self.clock)
+
+    def check(self, rows: Sequence[int], found: np.ndarray) -> None:
+        _check(found, self.opened.probabilities[np.asarray(rows)], TOLERANCE[self.subject.how.device])
+
+    def _answer(self, cell: Cell) -> tuple[loadgen.Answer, Callable[[], None]]:
+        """How the images of a call are answered, and what is left to check at the end of a window."""
+        predict, images = self.opened.predict, self.given.images
+        if self.opened.hold:
+            return self._held(cell, self.opened.hold)
+        if isinstance(images, list):
+            return (lambda rows: predict([images[row] for row in rows])), _nothing
+        if cell.batch_size == 1:  # one image needs no copy to stand alone
+            return (lambda rows: predict(images[rows[0] : rows[0] + 1])), _nothing
+        return (lambda rows: predict(images[rows])), _nothing
+
+    def _held(self, cell: Cell, hold: runtimes.Hold) -> tuple[loadgen.Answer, Callable[[], None]]:
+        """Batches that lie on the device already take turns, whatever images LoadGen names."""
+        assert isinstance(self.given.images, np.ndarray)
+        count, size = len(self.given.images), cell.batch_size
+        batches = [np.arange(start, start + size) % count for start in range(0, count, size)[:8]]
+        held = [hold(self.given.images[rows]) for rows in batches]
+        calls = 0
+
+        def answer(rows: Sequence[int]) -> None:
+            nonlocal calls
+            calls += 1
+            held[calls % len(held)][0]()
+
+        def finish() -> None:
+            for rows, (_, read) in list(zip(batches, held, strict=True))[: max(0, calls - 1)]:
+                self.check(rows.tolist(), read())
+
+        return answer, finish
+
+    def _warm_up(self, cell: Cell, answer: loadgen.Answer) -> float:
+        """Seconds of a call, the shortest of a few after the first, in which functions are traced or compiled."""
+        rows = (np.arange(cell.batch_size) % len(self.given.images)).tolist()
+        seconds = timing.sample(lambda: answer(rows), warmup=1, min_seconds=0, min_count=WARMUP_CALLS, clock=self.clock)
+        return max(min(seconds), LEAST_IMAGE_SECONDS * cell.batch_size)
+
+    def _serve(self, cell: Cell, load: Load, answer: loadgen.Answer) -> None:
+        """Find the highest rate of single images that keeps p99 within the bound; its windows are the cell's."""
+        single = timing.sample(lambda: answer([0]), warmup=0, min_seconds=0, min_count=64, clock=self.clock)
+        cell.bound_seconds = self.latency_bound or BOUND_FACTOR * timing.percentile(single, 0.90)
+        probes = 0
+
+        def probe(rate: float, profile: Profile) -> Window:
+            nonlocal probes
+            probes += 1
+            most = profile.seconds_at_most
+            queries = profile.queries["server"]
+            queries = max(1, min(queries, int(most * rate))) if most else queries
+            asked = replace(load, min_seconds=profile.seconds, min_queries=queries, rate=rate,
+                            bound_seconds=cell.bound_seconds, workers=WORKERS)  # fmt: skip
+            return self.run(cell, asked, answer, probes - 1)
+
+        def confirmed(rate: float) -> bool:
+            cell.windows[:] = []
+            while len(cell.windows) < self.profile.windows:
+                cell.windows.append(probe(rate, self.profile))
+                if not _held_bound(cell.windows[-1]):
+                    return False
+            return True
+
+        start = 1 / timing.percentile(single, 0.50)
+        quick = PROFILES["quick"]
+        if rules.highest_rate(lambda rate: _held_bound(probe(rate, quick)), start, confirmed) is None:
+            raise TimeoutError(f"no rate kept p99 within {cell.bound_seconds:.3g} s")
+
+
+def _nothing() -> None:
+    pass
+
+
+def _held_bound(window: Window) -> bool:
+    return bool(window.told["result_perf_constraints_met"])
+
+
+def _enough(cell: Cell, number: int, profile: Profile) -> bool:
+    """Whether a cell needs no further window."""
+    if cell.scenario == "server":
+        return number > 0
+    return number >= profile.windows and rules.stable(cell.pairs)
+
+
+# -- what a cell's windows say -------------------------------------------------------------------------
+
+
+def _median(window: Window, scenario: str) -> float:
+    return window.latency(50) if scenario == "server" else statistics.median(window.seconds)
+
+
+def _figures(cell: Cell, profile: Profile) -> Row:
+    """The figures of the last three windows, or of the only one: the median rate, and percentiles of all calls."""
+    last = cell.windows[-rules.LAST :]
+    stable = rules.stable(cell.pairs)
+    verdict = all(window.valid for window in last)
+    valid = profile.name == "valid" and verdict
+    return {
+        "images_per_second": statistics.median(window.images_per_second for window in last),
+        **_latencies(cell.scenario, last),
+        **_split(cell, last),
+        "cpu_utilisation": cell.cpu_seconds / cell.wall_seconds / machine.cores(),
+        "stable": stable,
+        "windows": [list(pair) for pair in cell.pairs],
+        "latency_bound_seconds": cell.bound_seconds,
+        "loadgen": last[-1].told,
+        "valid": valid,
+        "outcome": "ok",
+        "reason": _reason(cell, last, profile, valid, stable),
+    }
+
+
+def _split(cell: Cell, last: Sequence[Window]) -> Row:
+    """Mean seconds of a call that the server says it took, and what is left for the client and the way."""
+    seconds, count = (sum(values) for values in zip((0.0, 0), *cell.requests[-rules.LAST :], strict=True))
+    server = seconds / count if count else None
+    if server is None or cell.scenario == "server":  # whose calls wait for each other
+        return {"server_seconds": server, "client_seconds": None}
+    calls = statistics.fmean(second for window in last for second in window.seconds)
+    return {"server_seconds": server, "client_seconds": max(0.0, calls - server)}
+
+
+def _latencies(scenario: str, last: Sequence[Window]) -> Row:
+    """Percentiles as far as the count supports them: LoadGen's own of one window, else of the calls of all.
+
+    LoadGen keeps the latencies of the server scenario to itself: the worst window's bounds that of all.
+    """
+    own = scenario == "server" or (scenario == "single_stream" and len(last) == 1)
+    if not own:
+        summary = timing.summarize([second for window in last for second in window.seconds])
+        told = {f"latency_p{p}_seconds": getattr(summary, f"p{p}_seconds") for p in (50, 90, 95, 99)}
+        return told | {"count": summary.count}
+    count = sum(window.count for window in last)
+    found = {p: max(window.latency(p) for window in last) for p in (50, 90, 95, 99)}
+    supported = {p: p == 50 or count >= timing.samples_needed(p / 100) for p in found}
+    return {f"latency_p{p}_seconds": found[p] if supported[p] else None for p in found} | {"count": count}
+
+
+def _reason(cell: Cell, last: Sequence[Window], profile: Profile, valid: bool, stable: bool) -> str | None:
+    """Why a result is not valid, and by how much its windows differ where they do."""
+    told = []
+    if profile.name != "valid":
+        at_once = cell.scenario == "server"
+        seconds = sum(w.count / w.images_per_second if at_once else sum(w.seconds) for w in last)
+        full, what = PROFILES["valid"], "images" if cell.scenario == "offline" else "queries"
+        told.append(
+            f"{profile.name}: {_latencies(cell.scenario, last)['count']:,} calls in {seconds:.1f} s; MLPerf asks for "
+            f"{full.seconds:.0f} s and at least {full.queries[cell.scenario]:,} {what}"
+        )
+    elif not valid:
+        reasons = [w.told.get("result_invalid_reason") or "INVALID" for w in last if not w.valid]
+        told.append(f"LoadGen: {'; '.join(str(reason).strip() for reason in reasons)}")
+    if not stable:
+        spread = rules.spread(cell.pairs)
+        told.append(f"unstable: the last three windows differ by {spread:.0%}" if spread else "unstable: too few calls")
+    return "; ".join(told) or None

@@ -1,0 +1,104 @@
+"""What may be said about measured windows, and the search for the highest rate a server holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+AGREEMENT = 0.10
+LAST = 3
+PRECISION = 1.05
+MOST_DOUBLINGS = 20
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How long a cell is measured: windows of at least `seconds` and `queries` (or images, in `offline`).
+
+    Windows are repeated up to `most` times until the last three agree; one window is cut into ten to see whether it was
+    stable. `seconds_at_most` limits what the count may cost.
+    """
+
+    name: str
+    seconds: float
+    queries: dict[str, int]
+    windows: int
+    most: int
+    seconds_at_most: float | None = None
+
+
+# The minima of `valid` are MLPerf's: ten minutes, 64 queries for a p90, 24,576 images offline, 662 queries for a p99.
+PROFILES = {
+    "quick": Profile("quick", 0.5, {"single_stream": 22, "offline": 1, "server": 221}, 3, 6, seconds_at_most=4.0),
+    "valid": Profile("valid", 600.0, {"single_stream": 64, "offline": 24_576, "server": 662}, 1, 1),
+}
+
+
+def spread(windows: Sequence[Pair]) -> float | None:
+    """By how much the last three windows differ, in images a second or in latency; None where there are fewer."""
+    last = windows[-LAST:]
+    if len(last) < LAST:
+        return None
+    return max(_apart(values) for values in zip(*last, strict=True))
+
+
+def _apart(values: Sequence[float]) -> float:
+    low, high = min(values), max(values)
+    return high / low - 1 if low else float("inf") if high else 0.0
+
+
+def stable(windows: Sequence[Pair]) -> bool:
+    """Whether the last three windows agree within 10 % in images a second and in latency."""
+    found = spread(windows)
+    return found is not None and found <= AGREEMENT + 1e-9  # 110 / 100 - 1 is a little more than 0.1
+
+
+def slices(seconds: Sequence[float], batch_size: int, count: int = 10) -> list[Pair]:
+    """One long window as several, each with its images a second and its median latency; empty where it is too short."""
+    from statistics import fmean, median
+
+    size = len(seconds) // count
+    parts = [seconds[i * size : (i + 1) * size] for i in range(count)] if size else []
+    return [(batch_size / fmean(part), median(part)) for part in parts]
+
+
+def highest_rate(
+    holds: Callable[[float], bool], start: float, confirmed: Callable[[float], bool] | None = None
+) -> float | None:
+    """The highest rate that `holds`, within 5 %: doubled or halved from `start`, bisected, then `confirmed`.
+
+    A rate that is not confirmed (held three times, unless told otherwise) is lowered by 5 %. None where there is none.
+    """
+    low, high = _bracket(holds, start)
+    if low is None:
+        return None
+    while high / low > PRECISION:
+        middle = (low * high) ** 0.5
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    confirmed = confirmed or (lambda rate: all(holds(rate) for _ in range(LAST)))
+    for _ in range(MOST_DOUBLINGS):
+        if confirmed(low):
+            return low
+        low /= PRECISION
+    return None
+
+
+def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float | None, float]:
+    """A rate that is held and one, at most twice as high, that is not."""
+    rate = start
+    if holds(rate):
+        for _ in range(MOST_DOUBLINGS):
+            if not holds(2 * rate):
+                break
+            rate *= 2
+        return rate, 2 * rate
+    for _ in range(MOST_DOUBLINGS):
+        rate /= 2
+        if holds(rate):
+            return rate, 2 * rate
+    return None, start

@@ -1,0 +1,421 @@
+"""Which configuration to take: the cheapest that is shown to lose next to nothing on the validation images.
+
+What is resampled, and why not a percentile: a configuration's accuracy varies with the seed it trained with and with
+the images it was validated on, and every seed met the same images. So seeds and images are drawn independently of each
+other (the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1(2), which does not understate the variance),
+the same ones for both sides of a difference. Of S seeds S - 1 are drawn, else their part comes out (S - 1)/S times too
+small (McCarthy and Snowden 1985; Rao and Wu 1988). With three seeds no percentile of any bootstrap is a 95 % bound: the
+largest of three differences lies below the truth once in eight. So the bound is the mean plus quantile times bootstrap
+standard error (Efron and Tibshirani 1993, 12.3), Student's quantile for the part of the seeds and the normal one for
+that of the images, joined as in Howe 1974 (JASA 69, 789). Half an image is counted each way (Agresti and Min 2005):
+networks that agree on all images are not equal for certain.
+"""
+
+import bisect
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frostline import records, tables, whole
+from frostline.errors import UserError
+
+CONFIDENCE = 0.95
+REPLICATES = 2000
+MOST_SEEDS = 1000  # beyond which it is the images that do not decide
+
+Row = dict[str, Any]
+Correct = Mapping[str, Mapping[int, Any]]  # configuration -> seed -> bool [N], which images it gets right
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How many more of the images one configuration gets right than another, as a fraction.
+
+    `error` is the standard error of `mean` over `seeds` in common; of its square `seed_variance` is what the seeds'
+    spread shows, and `fixed_variance` what would stay with any number of seeds, because the images stay.
+    """
+
+    mean: float
+    error: float
+    seeds: int
+    seed_variance: float
+    fixed_variance: float
+
+    def upper(self, confidence: float) -> float:
+        """The one-sided bound that the true difference exceeds with a chance of 1 - `confidence`."""
+        return self.mean + self._reach(confidence)
+
+    def lower(self, confidence: float) -> float:
+        """The one-sided bound that the true difference falls below with a chance of 1 - `confidence`."""
+        return self.mean - self._reach(confidence)
+
+    def with_seeds(self, seeds: int) -> "Difference":
+        """What is expected of another number of seeds: their part of the variance shrinks by their number."""
+        scale = self.seeds / seeds
+        variance = self.fixed_variance + scale * max(0.0, self.error**2 - self.fixed_variance)
+        return Difference(self.mean, math.sqrt(variance), seeds, scale * self.seed_variance, self.fixed_variance)
+
+    def _reach(self, confidence: float) -> float:
+        from scipy import special
+
+        images = special.ndtri(confidence) ** 2 * (self.error**2 - self.seed_variance)
+        if self.seeds < 2:
+            return math.sqrt(images)
+        return math.sqrt(images + special.stdtrit(self.seeds - 1, confidence) ** 2 * self.seed_variance)
+
+
+def differences(correct: Correct) -> dict[tuple[str, str], Difference]:
+    """The difference (a's accuracy minus b's) of every ordered pair (a, b).
+
+    Runs are paired by their seed, or, without two seeds in common, in order: they are then independent. One seed says
+    nothing of the spread between seeds: then the images alone are resampled.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    drawn = _over_images(correct, rng) if len(correct) > 1 else {}
+    found = {}
+    for a, b in itertools.combinations(correct, 2):
+        common = [(seed, seed) for seed in correct[a] if seed in correct[b]]
+        paired = common if len(common) > 1 else list(zip(correct[a], correct[b], strict=False))
+        pairs = np.stack([np.asarray(correct[a][s], float) - np.asarray(correct[b][t], float) for s, t in paired])
+        replicates = np.stack([drawn[a, s] - drawn[b, t] for s, t in paired])
+        one = _difference(pairs, replicates, rng)
+        found[a, b], found[b, a] = one, dataclasses.replace(one, mean=-one.mean)
+    return found
+
+
+def _over_images(correct: Correct, rng: Any) -> dict[tuple[str, int], Any]:
+    """Accuracies [REPLICATES] of every configuration and seed, on the same images drawn with replacement."""
+    import numpy as np
+
+    keys = [(name, seed) for name, own in correct.items() for seed in own]
+    table = np.stack([np.asarray(correct[name][seed], np.float32) for name, seed in keys], axis=1)
+    count = len(table)
+    chunks = []
+    for _ in range(0, REPLICATES, 100):  # the counts of all replicates at once may not fit in memory
+        rows = rng.integers(count, size=(100, count)) + count * np.arange(100)[:, None]
+        counts = np.bincount(rows.ravel(), minlength=100 * count).reshape(100, count)
+        chunks.append(counts.astype(np.float32) @ table / count)
+    return dict(zip(keys, np.concatenate(chunks).T.astype(float), strict=True))
+
+
+def _difference(pairs: Any, replicates: Any, rng: Any) -> Difference:
+    """From differences per image [seeds, N] and means over drawn images [seeds, REPLICATES]."""
+    seeds, count = pairs.shape
+    if seeds > 1:
+        picks = rng.integers(seeds, size=(seeds - 1, replicates.shape[1]))
+        drawn = replicates[picks, range(replicates.shape[1])].mean(axis=0)
+        seed_variance = pairs.mean(axis=1).var(ddof=1) / seeds
+        # What two seeds share image by image: S times the variance of the images' means is S B + E, a seed's own B + E.
+        shared = (seeds * pairs.mean(axis=0).var(ddof=1) - pairs.var(axis=1, ddof=1).mean()) / (seeds - 1)
+    else:
+        drawn, seed_variance, shared = replicates[0], 0.0, pairs[0].var(ddof=1)
+    half = 1 / count**2  # half an image each way
+    error = math.sqrt(max(drawn.var(ddof=1), seed_variance) + half)
+    fixed = max(0.0, shared) / count + half
+    return Difference(float(pairs.mean()), error, seeds, float(seed_variance), float(fixed))
+
+
+# -- what follows from the differences -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`accepted`, `rejected` or `undecided`, and what it rests on.
+
+    `loss` is what a configuration loses against the best of the sample, `upper` the bound that is held against the
+    margin, which comes from `feared`, and `lower` what it loses for certain. About `more_seeds` more would make an
+    undecided one `then`; None where no number of seeds would, or one seed cannot tell.
+    """
+
+    outcome: str
+    loss: float
+    upper: float
+    lower: float
+    feared: str | None
+    more_seeds: int | None = None
+    then: str | None = None
+
+
+def judge(correct: Correct, margin: float) -> dict[str, Verdict]:
+    """Which configurations lose at most `margin` against the best of them, whichever that is.
+
+    The best of a sample is flattered by its luck, so none is taken for the best: a configuration is accepted when the
+    bound of its loss against *each* of the others is within the margin (an intersection-union test, Berger 1982, which
+    needs no correction), and rejected when it is certain, over all pairs at once (Bonferroni), that it loses more.
+    """
+    found = differences(correct)
+    return {name: _verdict({a: d for (a, b), d in found.items() if b == name}, margin) for name in correct}
+
+
+def _verdict(losses: Mapping[str, Difference], margin: float) -> Verdict:
+    """From the differences of all others to one configuration."""
+    others = len(losses)
+    if not others:
+        return Verdict("accepted", 0.0, 0.0, 0.0, None)
+    every = 1 - (1 - CONFIDENCE) / (others * (others + 1))
+
+    def outcome(more: int) -> str:
+        expected = [d.with_seeds(d.seeds + more) for d in losses.values()]
+        if max(d.upper(CONFIDENCE) for d in expected) <= margin:
+            return "accepted"
+        return "rejected" if max(d.lower(every) for d in expected) > margin else "undecided"
+
+    feared = max(losses, key=lambda name: losses[name].upper(CONFIDENCE))
+    loss = max(0.0, *(d.mean for d in losses.values()))
+    upper = min(1.0, max(0.0, losses[feared].upper(CONFIDENCE)))
+    lower = max(0.0, *(d.lower(every) for d in losses.values()))
+    now, more = outcome(0), 0
+    if now == "undecided" and min(d.seeds for d in losses.values()) > 1:
+        more = 1 + bisect.bisect_left(range(1, MOST_SEEDS + 1), True, key=lambda n: outcome(n) != "undecided")
+    if not 0 < more <= MOST_SEEDS:
+        return Verdict(now, loss, upper, lower, feared)
+    return Verdict(now, loss, upper, lower, feared, more, outcome(more))
+
+
+# -- the recommendation --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a person allows: a loss of accuracy as a fraction, and seconds."""
+
+    margin: float = 0.01
+    max_latency_p99: float | None = None
+    min_accuracy: float | None = None
+    max_train_seconds: float | None = None
+
+
+def advise(results: Path, limits: Limits, *, on_test: bool = False) -> list[Row]:
+    """One recommendation for each task of a results folder, with a verdict and a reason for each configuration.
+
+    `on_test` takes in rows that were validated on the test set. Raises UserError where there is nothing to choose from.
+    """
+    found = records.read(results)
+    configurations = records.configurations(found)
+    rows = [row for row in tables.rows(found) if row["kind"] == "train"]
+    paired = [(row, c) for row, c in zip(rows, configurations, strict=True) if row["freeze"] != "pretrain"]
+    chosen = [(row, c) for row, c in paired if whole.competes(row, on_test=on_test)]
+    left_out = [row for row, _ in paired if whole.competes(row, on_test=True) and not whole.competes(row)]
+    if not chosen and left_out:
+        raise UserError(
+            f"all configurations in {results} were validated on test (†), on which nothing should be chosen; "
+            "give --validated-on-test to choose all the same"
+        )
+    if not chosen:
+        raise UserError(f"{results} holds no finished run; type: frostline run STUDY --results {results}")
+    same: dict[str, list[tuple[Row, records.Configuration]]] = {}
+    for row, configuration in chosen:
+        same.setdefault(row["task"], []).append((row, configuration))
+    advice = [_of_task(results, own, limits) for own in same.values()]
+    if left_out and not on_test:
+        advice[-1]["notes"].append(f"{len(left_out)} validated on test (†) are left out; --validated-on-test has them.")
+    return advice
+
+
+def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], limits: Limits) -> Row:
+    rows = {_called(row): row for row, _ in own}
+    correct, notes = _read(results, {_called(row): configuration.finished for row, configuration in own})
+    told = {name: _outside(row, limits) for name, row in rows.items()}
+    within = {name: kept for name, kept in correct.items() if not told[name]}
+    compared = {name: kept for name, kept in within.items() if len(kept) > 1} or within
+    for name in within.keys() - compared.keys():
+        told[name] = ("undecided", "one seed, which says nothing of their spread; give it the seeds of the others")
+    if len(compared) == 1 < len(within):
+        told[next(iter(compared))] = ("undecided", "no other has several seeds to be held against")
+    if len(compared) > 1 and max(map(len, compared.values())) == 1:
+        notes.append(
+            "One seed each: the images alone were resampled, so this holds for these very trainings and says nothing "
+            "of other seeds; frostline run STUDY --seeds 0,1,2 would."
+        )
+    verdicts = judge(compared, limits.margin)
+    images = len(next(iter(next(iter(correct.values())).values())))
+    entries = [_entry(name, row, told[name], verdicts.get(name), images, limits.margin) for name, row in rows.items()]
+    notes += _notes(entries, [row for row, _ in own])
+    newest = own[0][1].rows[-1]
+    known = {"study": newest["study"], "title": newest["title"], "task": whole.described(newest)}
+    return {**known, "margin": limits.margin, "validation_images": images, **_choice(entries, limits.margin),
+            "notes": notes, "configurations": entries}  # fmt: skip
+
+
+def _called(row: Row) -> str:
+    return row["freeze"] + (f" ({row['variant']})" if row["variant"] else "") + records.marks(row)
+
+
+def _read(results: Path, finished: Mapping[str, Sequence[Row]]) -> tuple[dict[str, dict[int, Any]], list[str]]:
+    """Which validation images each configuration and seed gets right, and what is missing; raises UserError."""
+    correct: dict[str, dict[int, Any]] = {}
+    notes, keys = [], None
+    for name, rows in finished.items():
+        for record in rows:
+            kept = _predictions(results, record["run"])
+            if kept is None:
+                notes.append(f"{name}: seed {record['seed']} left no predictions and is not counted.")
+                continue
+            keys = kept[0] if keys is None else keys
+            if kept[0] != keys:
+                raise UserError(f"{record['run']} was validated on other images; run its study again with --fresh")
+            correct.setdefault(name, {})[record["seed"]] = kept[1]
+    if missing := [name for name in finished if name not in correct]:
+        raise UserError(
+            f"no predictions of {', '.join(missing)} under {results / 'runs'}; run the study again with --fresh, or "
+            "give the folder it was run in"
+        )
+    return correct, notes
+
+
+def _predictions(results: Path, run: str) -> tuple[list[str], Any] | None:
+    """The keys of a run's validation images and which of them it gets right; None where it left none."""
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    path = records.run_folder(results, run) / "predictions.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as kept:
+            right = kept["validation"].argmax(axis=1) == kept["validation_labels"]
+            keys = kept["validation_keys"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}; run its study again with --fresh") from error
+    if not len(keys) or right.shape != (len(keys),):
+        raise UserError(f"{path} does not hold one answer for each validation image; run its study again with --fresh")
+    return keys, right
+
+
+def _outside(row: Row, limits: Limits) -> tuple[str, str] | None:
+    """A verdict and its reason, where a row is outside what a person allows."""
+    if limits.min_accuracy is not None and row["validation_top1"] < limits.min_accuracy:
+        return "rejected", f"validation top-1 {row['validation_top1']:.4f} is below {limits.min_accuracy:g}"
+    if limits.max_train_seconds is not None and row["total_seconds"] > limits.max_train_seconds:
+        return "rejected", f"{row['total_seconds']:.1f} s of training, {limits.max_train_seconds:g} s are allowed"
+    if limits.max_latency_p99 is not None:
+        latency = row["best_latency_p99_seconds"]
+        if latency is None:
+            told = "no p99 of one image is measured, which takes 662 answers"
+            return "undecided", f"{told}; type: frostline infer EXPORTS --profile valid"
+        if latency > limits.max_latency_p99:
+            most = f"{limits.max_latency_p99 * 1e3:g} ms are allowed"
+            return "rejected", f"p99 {latency * 1e3:.2f} ms at best ({row['best_latency_p99_seconds_of']}), {most}"
+    return None
+
+
+KEPT = ("freeze", "variant", "seeds", "trainable_params", "total_seconds", "validation_top1", "validation_top1_std",
+        "test_top1", "test_top1_std", "best_images_per_second", "best_images_per_second_of", "best_latency_p50_seconds",
+        "best_latency_p50_seconds_of", "best_latency_p99_seconds", "best_latency_p99_seconds_of")  # fmt: skip
+
+
+def _entry(
+    name: str, row: Row, told: tuple[str, str] | None, verdict: Verdict | None, images: int, margin: float
+) -> Row:
+    figures: Row = {"loss": None, "loss_upper": None, "loss_lower": None, "more_seeds": None, "then": None}
+    if told:
+        outcome, reason = told
+    else:
+        assert verdict
+        outcome, reason = verdict.outcome, _reason(verdict, len(row["seeds"]), images, margin)
+        figures = {"loss": verdict.loss, "loss_upper": verdict.upper, "loss_lower": verdict.lower}
+        figures |= {"more_seeds": verdict.more_seeds, "then": verdict.then}
+    return {"name": name, "verdict": outcome, "reason": reason, **figures, **{key: row[key] for key in KEPT}}
+
+
+def _reason(verdict: Verdict, seeds: int, images: int, margin: float) -> str:
+    if not verdict.feared:
+        return "there is no other"
+    if verdict.outcome == "accepted":
+        return f"loses at most {verdict.upper:.4f} ({verdict.feared}), and {margin:g} is allowed"
+    if verdict.outcome == "rejected":
+        return f"loses at least {verdict.lower:.4f}, and {margin:g} is allowed"
+    text = f"may lose up to {verdict.upper:.4f} ({verdict.feared})"
+    if verdict.more_seeds:
+        return f"{text}; {_more(verdict.more_seeds)} would decide"
+    if seeds > 1:
+        return f"{text}; more seeds alone would hardly decide, {images:,} validation images are too few"
+    return text
+
+
+def _more(seeds: int) -> str:
+    return f"about {seeds} more seed{'s' if seeds > 1 else ''}"
+
+
+def _choice(entries: list[Row], margin: float) -> Row:
+    """The cheapest accepted configuration, or why there is none."""
+    accepted = sorted((e for e in entries if e["verdict"] == "accepted"), key=_cost)
+    undecided = sorted((e for e in entries if e["verdict"] == "undecided"), key=_cost)
+    if not accepted:
+        soon = min((e for e in undecided if e["then"] == "accepted"), key=lambda e: e["more_seeds"], default=None)
+        reason = f"none is shown to lose at most {margin:g} against the best"
+        reason += f"; {_more(soon['more_seeds'])} would do for {soon['name']}" if soon else ""
+        seeds = soon and soon["more_seeds"]
+        return {"outcome": "undecided", "recommended": None, "more_seeds": seeds, "reason": reason}
+    taken = accepted[0]
+    reason = (
+        f"the cheapest to train ({taken['total_seconds']:.1f} s) of {len(accepted)} shown to lose at most {margin:g}"
+    )
+    cheaper = [e["name"] for e in undecided if _cost(e) < _cost(taken)]
+    reason += f"; cheaper, and undecided: {', '.join(cheaper)}" if cheaper else ""
+    return {"outcome": "recommended", "recommended": taken["name"], "more_seeds": None, "reason": reason}
+
+
+def _cost(entry: Row) -> tuple[float, float]:
+    """What one pays: seconds of training in all, then the best latency."""
+    latency = entry["best_latency_p50_seconds"]
+    return entry["total_seconds"], math.inf if latency is None else latency
+
+
+def _notes(entries: list[Row], rows: list[Row]) -> list[str]:
+    notes = []
+    compared = [e for e in entries if e["loss"] is not None]
+    if len(compared) > 1 and not any(e["loss_lower"] for e in compared):
+        notes.append("On accuracy none is preferred: no two of them are told apart.")
+    for row in rows:
+        if row["search"]:
+            told = f"{row['search']['trials']} trials by these very images, and with its first seed"
+            notes.append(f"{_called(row)} was chosen among {told}: that flatters it. Its total is without the others'.")
+    if len({((row["machine"] or {}).get("cpu"), row["device"]) for row in rows}) > 1:
+        notes.append("They trained on different machines: their seconds do not compare.")
+    return notes
+
+
+def render(advice: list[Row], form: str) -> str:
+    """The recommendations as text, `github` or `plain`, or as `json`."""
+    if form == "json":
+        return json.dumps(advice, indent=2, ensure_ascii=False)
+    return "\n\n".join(_text(one, form) for one in advice)
+
+
+def _text(one: Row, form: str) -> str:
+    from tabulate import tabulate
+
+    def fine(value: float | None, scale: float = 1.0, digits: int = 4) -> str:
+        return "-" if value is None else f"{value * scale:,.{digits}f}"
+
+    def mean(entry: Row, key: str) -> str:
+        spread = entry[f"{key}_std"]
+        return fine(entry[key]) + (f" ± {spread:.4f} ({len(entry['seeds'])})" if spread is not None else "")
+
+    lines = [
+        [e["name"], e["verdict"], fine(e["total_seconds"], digits=1), fine(e["best_latency_p50_seconds"], 1e3, 2),
+         mean(e, "validation_top1"), fine(e["loss"]), fine(e["loss_upper"]), mean(e, "test_top1")]
+        for e in one["configurations"]
+    ]  # fmt: skip
+    headers = ["freeze", "verdict", "total s", "p50 ms", "validation top-1", "loses", "at most", "test top-1"]
+    title = f"{one['study']}: which one to take" + (f" - {one['task']}" if one["task"] else "")
+    answer = f"Take {one['recommended']}: {one['reason']}." if one["recommended"] else f"Undecided: {one['reason']}."
+    marked = f"**{answer}**" if form == "github" else answer
+    reasons = [f"{e['name']}: {e['verdict']}, {e['reason']}." for e in one["configurations"]]
+    note = (
+        f"On {one['validation_images']:,} validation images. loses: against the best of the sample; at most: the "
+        "upper 95 % bound of the loss against any other, by a bootstrap over seeds and images. Test chose nothing."
+    )
+    table = tabulate(lines, headers, form, colalign=["left", "left", *["right"] * 6], disable_numparse=True)
+    return "\n\n".join([f"### {title}" if form == "github" else title, marked, table, "\n".join(reasons),
+                        "\n".join([note, *one["notes"]])])  # fmt: skip

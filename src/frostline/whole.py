@@ -1,0 +1,83 @@
+"""The whole of a study: what each configuration costs to train and to ask, and which are worth their cost."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+# How much of the training images a row shows, and which, is part of its task; how they are scaled is not.
+NOT_OF_THE_TASK = ("scaling",)
+MEASURED_ON = ("images_per_second", "latency_p50_seconds", "latency_p99_seconds")
+
+
+def task(record: Row) -> str:
+    """What a training record's accuracy is of, as a hash: only rows that share it are compared.
+
+    The study, its images and classes, how many of them, whether the epochs were cut, and the pre-training apart.
+    """
+    config = record.get("config") or {}
+    data = {key: value for key, value in (config.get("data") or {}).items() if key not in NOT_OF_THE_TASK}
+    of = {"data": data, "fingerprint": config.get("fingerprint"), "pretrain": record["freeze"] == "pretrain"}
+    of |= {key: record.get(key) for key in ("study", "protocol", "limit", "epochs_cap")}
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def described(record: Row) -> str:
+    """The task of a training record in words."""
+    config = record.get("config") or {}
+    data = config.get("data") or {}
+    parts = ["the pre-training"] if record["freeze"] == "pretrain" else []
+    parts += [str(data["dataset"])] if data.get("dataset") else []
+    parts += [f"classes {', '.join(map(str, data['classes']))}"] if data.get("classes") else []
+    sizes = [size for size in data.get("train_images") or [] if size != "all"]
+    parts += [f"{size} training images" for size in sizes]
+    parts += [f"--limit {record['limit']}"] if record["limit"] else []
+    parts += [f"--epochs {record['epochs_cap']}"] if record["epochs_cap"] else []
+    return "; ".join(parts)
+
+
+def competes(row: Row, *, on_test: bool = False) -> bool:
+    """Whether a row may be preferred to others: no trial of a search and, unless `on_test`, not validated on test."""
+    trial = row["search"] and not row["search"]["best"]
+    return row["outcome"] == "ok" and not trial and (on_test or row["protocol"] != "document")
+
+
+def joined(train: list[Row], infer: list[Row]) -> list[Row]:
+    """Training rows with the best figures of their artifacts, and whether each lies on a front of its task.
+
+    Adds `best_images_per_second`, `best_latency_p50_seconds` (one image), `best_latency_p99_seconds` and, under the
+    same names with `_of`, where they were measured; `pareto_train` and `pareto_latency` are null where a row does not
+    compete, has nobody to compete with, or was not measured.
+    """
+    for row in train:
+        own = [r for r in infer if r["outcome"] == "ok" and r["runtime"] != "null" and r.get("run") in row["runs"]]
+        single = [r for r in own if r["batch_size"] == 1 and r.get("scenario") in (None, "single_stream")]
+        for key in MEASURED_ON:
+            rows = [r for r in (own if key == "images_per_second" else single) if r.get(key) is not None]
+            best = (max if key == "images_per_second" else min)(rows, key=lambda r: r[key], default=None)
+            row[f"best_{key}"] = best and best[key]
+            row[f"best_{key}_of"] = best and _where(best)
+    for key, cost in (("pareto_train", "total_seconds"), ("pareto_latency", "best_latency_p50_seconds")):
+        for row in train:
+            same = [r for r in train if r["task"] == row["task"] and competes(r)]
+            rivals = [r for r in same if None not in (r[cost], r["validation_top1"])]
+            row[key] = _undominated(row, rivals, cost) if row in rivals and len(rivals) > 1 else None
+    return train
+
+
+def _where(row: Row) -> str:
+    """The runtime, what sets its artifact, requests and device apart, the batch, and whether its windows disagreed."""
+    variant = row.get("variant") if row.get("variant") not in (None, "float32") else None
+    device = row["device"] if row["device"] != "cpu" else None
+    unstable = "unstable" if row.get("stable") is False else None
+    parts = (row["runtime"], variant, row.get("payload"), device, f"@{row['batch_size']}", unstable)
+    return " ".join(part for part in parts if part)
+
+
+def _undominated(row: Row, rivals: Sequence[Row], cost: str) -> bool:
+    """Whether no rival is as good on validation and as cheap, and better in one of the two."""
+    own = (row["validation_top1"], -row[cost])
+    others = [(r["validation_top1"], -r[cost]) for r in rivals]
+    return not any(o != own and o[0] >= own[0] and o[1] >= own[1] for o in others)

@@ -1,0 +1,60 @@
+"""Which cells are measured."""
+
+import pytest
+
+from frostline import matrix, runtimes
+from frostline.errors import UserError
+from frostline.matrix import Asked
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    monkeypatch.setattr(runtimes, "cuda_devices", lambda: 0)
+
+
+def ways(**asked):
+    return matrix.ways(Asked(**asked))
+
+
+def test_everything_is_measured_unless_told_otherwise():
+    found = ways()
+    assert {way.runtime for way in found} == set(runtimes.RUNTIMES)
+    local = next(way for way in found if way.runtime == "onnxruntime")
+    assert local.cells == (("single_stream", 1), ("offline", 32), ("offline", 256))
+    remote = [way for way in found if way.runtime == "tf_serving_rest"]
+    assert [way.how.payload for way in remote] == ["pixels", "jpeg"]
+    assert remote[0].cells == (("single_stream", 1), ("offline", 32), ("server", 1))
+
+
+def test_the_gpu_is_skipped_for_a_reason_and_float16_is_for_it_alone():
+    found = [(way.how.device, way.how.variant, way.reason) for way in ways(runtimes=("onnxruntime",))]
+    assert found == [("cpu", "float32", None), ("cpu", "int8", None)] + [
+        ("gpu", variant, "no CUDA device") for variant in ("float32", "float16", "int8")
+    ]
+
+
+def test_batch_sizes_are_those_of_offline():
+    (way,) = ways(runtimes=("openvino",), batch_sizes=(8, 9))[:1]
+    assert way.cells == (("single_stream", 1), ("offline", 8), ("offline", 9))
+    (way,) = ways(runtimes=("null",), scenarios=("single_stream",), batch_sizes=(8,), threads=1)
+    assert way.cells == (("single_stream", 1),) and way.how.threads == 1
+
+
+def test_the_server_scenario_is_for_what_asks_a_server():
+    assert {way.runtime for way in ways(scenarios=("server",))} == {"tf_serving_grpc", "tf_serving_rest"}
+    with pytest.raises(UserError, match="--scenario server is for a runtime that asks a server: tf_serving_grpc"):
+        ways(scenarios=("server",), runtimes=("onnxruntime",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"runtimes": ("onnxruntim",)}, "unknown runtime 'onnxruntim'; did you mean 'onnxruntime'"),
+        ({"scenarios": ("ofline",)}, "unknown scenario 'ofline'; did you mean 'offline'"),
+        ({"profile": "fast"}, "unknown profile 'fast'; there are: quick, valid"),
+        ({"threads": 4096}, "--threads 4096: this machine has"),
+    ],
+)
+def test_what_does_not_exist_is_the_users_mistake(asked, told):
+    with pytest.raises(UserError, match=told):
+        Asked(**asked)
