@@ -106,7 +106,7 @@ def test_trials_of_a_search_are_published_where_asked_for_alone(tmp_path, monkey
     for name, search in (("head", None), ("head_trial_1", {"best": False}), ("head_best", {"best": True})):
         records.append(tmp_path, {**row, "freeze": name, "configuration": f"c-{name}", "search": search})
     chosen = []
-    monkeypatch.setattr(harness, "export_models", lambda found, places: chosen.append(found) or True)
+    monkeypatch.setattr(harness, "export_models", lambda found, *where: chosen.append(found) or True)
     assert run("export", tmp_path) == run("export", tmp_path, "--only", "head_trial_1") == 0
     assert chosen == [{"c-head", "c-head_best"}, {"c-head_trial_1"}]
 

@@ -132,7 +132,7 @@ def test_a_folder_that_is_still_being_copied_is_tried_again(base, monkeypatch):
 def test_a_model_that_cannot_come_up_fails_the_configuration(base):
     async def scene():
         async with models(Shelf(bad=[1])) as served:
-            with pytest.raises(Refused, match=r"1 model\(s\) did not become available: \{\{name: m version: 1\}\}"):
+            with pytest.raises(Refused, match=r"model\(s\) did not become available: \{\{name: m version: 1\}\}"):
                 await served.apply({"m": Model("m", base)})
 
     asyncio.run(scene())

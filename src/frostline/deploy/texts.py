@@ -135,14 +135,16 @@ README = """\
 Written by `frostline bundle`, from the manifests beside the models; written anew after each export.
 
     docker compose --profile cpu up                      # or --profile gpu; was not run where this was written
-    frostline serve ..                                   # or the small server that comes with frostline
     bash curl.sh                                         # one request to each model
-    frostline predict photo.jpg --model {first}
+    frostline predict photo.jpg --model {first} --label stable
 
-A server without a container sees other paths: `frostline bundle EXPORTS --models-at /where/saved_model/is`, then
+Without a container the models lie elsewhere: `frostline bundle EXPORTS --models-at /their/folder`, then either of
 
-    tensorflow_model_server --port=8500 --rest_api_port=8501 --model_config_file=$PWD/models.config \\
-      --model_config_file_poll_wait_seconds={poll} --allow_version_labels_for_unavailable_models=true
+    tensorflow_model_server --port=8500 --rest_api_port=8501 FLAGS
+    frostline serve FLAGS                                # its small server, where there is no other
+
+with `--model_config_file=$PWD/models.config --model_config_file_poll_wait_seconds={poll}
+--allow_version_labels_for_unavailable_models=true` for FLAGS. (`frostline serve EXPORTS` has no labels.)
 
 | file | what |
 |---|---|

@@ -20,6 +20,7 @@ from typing import Any
 
 from frostline.children import Died
 from frostline.errors import UserError, lookup
+from frostline.serving.flags import parse
 
 BINARY, IMAGE = "tensorflow_model_server", "tensorflow/serving"
 BACKENDS = {
@@ -96,10 +97,12 @@ def models_config(models: dict[str, Path]) -> str:
 def command(
     backend: str, flags: Sequence[str], host: str, port: int, rest_port: int, folders: Sequence[Path]
 ) -> list[str]:
-    """The command line; `folders` are what a container must see."""
+    """The command line; `folders` are what a container must see. Raises UserError for flags of the embedded server."""
     ports = [f"--port={port}", f"--rest_api_port={rest_port}"]
     if backend == "embedded":
-        return [sys.executable, "-P", "-m", "frostline.serving.server", *flags, f"--host={host}", *ports]
+        own = [*flags, f"--host={host}", *ports]
+        parse(own)
+        return [sys.executable, "-P", "-m", "frostline.serving.server", *own]
     if backend == "binary":
         return [BINARY, *flags, *ports]
     files = [Path(flag.partition("=")[2]).absolute().parent for flag in flags if re.match(r"--\w+_file=.", flag)]

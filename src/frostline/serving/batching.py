@@ -1,27 +1,21 @@
 """Requests that wait for each other and run as one batch, by TensorFlow Serving's parameters."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from frostline.errors import UserError
 from frostline.serving.status import Refused, invalid
 
-if TYPE_CHECKING:
-    import numpy as np
-
-Run = Callable[["dict[str, np.ndarray]"], Awaitable["list[np.ndarray]"]]
-PADDING = (
-    "Tensors with name '{}' from different tasks have different shapes and padding is turned off."
-    "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name"
-    "have equal dimensions starting with the first dim."
-)
+Feeds = dict[str, np.ndarray]
+Run = Callable[[Feeds], Awaitable[list[np.ndarray]]]
+FULL = "The batch scheduling queue to which this task was submitted is full"
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,6 @@ class Parameters:
     max_enqueued: int = 10
     threads: int = os.cpu_count() or 1
     allowed: tuple[int, ...] = ()
-    pad: bool = False
     split: bool = False
     largest: int = 1000
 
@@ -44,36 +37,33 @@ def parameters(proto: Any) -> Parameters:
     def given(name: str, default: int) -> int:
         return getattr(proto, name).value if proto.HasField(name) else default
 
-    size, allowed = given("max_batch_size", 1000), tuple(proto.allowed_batch_sizes)
-    split = proto.enable_large_batch_splitting.value
-    largest = given("max_execution_batch_size", size) if split else size
-    if split and not 0 < largest <= size:
-        raise UserError(f"max_execution_batch_size {largest} must be positive and at most max_batch_size {size}")
-    if list(allowed) != sorted(set(allowed)) or (allowed and allowed[0] < 1):
-        raise UserError("allowed_batch_sizes must be positive and strictly increasing")
-    if allowed and allowed[-1] != largest:
-        limit = "max_execution_batch_size" if split else "max_batch_size"
-        raise UserError(f"the last of allowed_batch_sizes, {allowed[-1]}, must equal {limit}, {largest}")
-    return Parameters(
-        size,
-        given("batch_timeout_micros", 0) / 1e6,
-        given("max_enqueued_batches", 10),
-        given("num_batch_threads", os.cpu_count() or 1),
-        allowed,
-        proto.pad_variable_length_inputs,
-        split,
-        largest,
+    size, allowed, split = (
+        given("max_batch_size", 1000),
+        tuple(proto.allowed_batch_sizes),
+        proto.enable_large_batch_splitting.value,
     )
+    largest = given("max_execution_batch_size", size) if split else size
+    if proto.pad_variable_length_inputs:
+        raise UserError("pad_variable_length_inputs: the embedded server does not have it; images are of one size")
+    if not 0 < largest <= size:
+        raise UserError(f"max_execution_batch_size {largest} must be positive and at most max_batch_size {size}")
+    if allowed and (list(allowed) != sorted({*allowed}) or allowed[-1] != largest):
+        raise UserError(
+            f"allowed_batch_sizes {list(allowed)} must increase strictly and end with the largest batch, {largest}"
+        )
+    timeout = given("batch_timeout_micros", 0) / 1e6
+    threads = given("num_batch_threads", Parameters.threads)
+    return Parameters(size, timeout, given("max_enqueued_batches", 10), threads, allowed, split, largest)
 
 
 @dataclass
 class Task:
     """One request, or a part of a large one."""
 
-    feeds: dict[str, np.ndarray]
+    feeds: Feeds
     size: int
     answer: asyncio.Future[list[np.ndarray]]
-    since: float
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -97,32 +87,25 @@ class Scheduler:
         self._queues: dict[Any, Queue] = {}
         self._running: set[asyncio.Task[None]] = set()
 
-    async def submit(self, key: Any, limits: Parameters, run: Run, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    async def submit(self, key: Any, limits: Parameters, run: Run, feeds: Feeds) -> list[np.ndarray]:
         """Run together with others of the same key; raises Refused where the queue is full or the request too large."""
         queue = self._queues.get(key) or Queue(limits, run)
-        size = _batch_size(feeds)
-        if size > limits.max_batch_size:
-            raise invalid(f"Task size {size} is larger than maximum input batch size {limits.max_batch_size}")
-        parts = _parts(queue, size)
-        self._queues[key] = queue
-        loop = asyncio.get_running_loop()
-        now, answers, start = time.monotonic(), [], 0
-        for part in parts:
-            piece = feeds if part == size else {n: array[start : start + part] for n, array in feeds.items()}
+        tasks, start = [], 0
+        for part in _parts(queue, feeds):
+            piece = {name: values[start : start + part] for name, values in feeds.items()}
+            tasks.append(Task(piece, part, asyncio.get_running_loop().create_future()))
             start += part
             if queue.batches[-1] and _size(queue.batches[-1]) + part > limits.largest:
                 queue.batches.append([])
-            task = Task(piece, part, loop.create_future(), now)
-            queue.batches[-1].append(task)
-            answers.append(task.answer)
+            queue.batches[-1].append(tasks[-1])
+        self._queues[key] = queue
         self._advance(key)
-        found = await asyncio.gather(*answers)
-        return found[0] if len(found) == 1 else [_concatenate(list(pieces)) for pieces in zip(*found, strict=True)]
+        found = await asyncio.gather(*(task.answer for task in tasks))
+        return [_concatenate(pieces) for pieces in zip(*found, strict=True)]
 
     def _advance(self, key: Any) -> None:
         """Begin what is full, or has waited for long enough, while a place is free."""
-        queue = self._queues.get(key)
-        while queue and self._free and queue.batches[0]:
+        while self._free and (queue := self._queues.get(key)):
             wait = queue.batches[0][0].since + queue.limits.timeout_seconds - time.monotonic()
             full = len(queue.batches) > 1 or _size(queue.batches[0]) >= queue.limits.largest
             if wait > 0 and not full:
@@ -130,8 +113,7 @@ class Scheduler:
                 return
             batch = queue.batches.popleft()
             if not queue.batches:
-                del self._queues[key]  # nobody waits in it; a version that is unloaded leaves nothing behind
-                queue.batches.append([])
+                del self._queues[key]  # a version that is unloaded leaves nothing behind
             self._free -= 1
             work = asyncio.get_running_loop().create_task(self._process(queue, batch))
             self._running.add(work)
@@ -141,9 +123,8 @@ class Scheduler:
         batch = [task for task in batch if not task.answer.done()]  # whose callers have not gone
         try:
             if batch:
-                feeds = _merge(queue.limits, batch)
-                outputs = await queue.run(feeds)
-                _share(batch, outputs, len(next(iter(feeds.values()))))
+                feeds, size = _merge(queue.limits, batch)
+                _share(batch, await queue.run(feeds), size)
         except Exception as error:
             for task in batch:
                 if not task.answer.done():
@@ -154,80 +135,48 @@ class Scheduler:
                 self._advance(key)
 
 
-def _batch_size(feeds: Mapping[str, np.ndarray]) -> int:
-    if any(not array.ndim for array in feeds.values()):
+def _parts(queue: Queue, feeds: Feeds) -> list[int]:
+    """How the rows of a request are spread over batches; raises Refused where they cannot be."""
+    if not all(values.ndim for values in feeds.values()):
         raise invalid("Batching Run() input tensors must have at least one dimension")
-    sizes = {len(array) for array in feeds.values()}
-    if sizes == {0}:
-        raise invalid("Batching Run() input tensors must have at least one row")
-    if len(sizes) != 1:
+    sizes = {len(values) for values in feeds.values()}
+    if len(sizes) != 1 or 0 in sizes:
         raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
-    return sizes.pop()
-
-
-def _parts(queue: Queue, size: int) -> list[int]:
-    """How a request of `size` rows is spread over batches; raises Refused where there is no room."""
-    limits, waiting = queue.limits, len(queue.batches)
+    size, limits, waiting = sizes.pop(), queue.limits, len(queue.batches)
+    if size > limits.max_batch_size:
+        raise invalid(f"Task size {size} is larger than maximum input batch size {limits.max_batch_size}")
     room = limits.largest - _size(queue.batches[-1])
     if size <= room:
         return [size]
-    if not limits.split:
-        if waiting >= limits.max_enqueued:
-            raise Refused("UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full")
-        return [size]
-    capacity = (limits.max_enqueued - waiting) * limits.largest + room
+    capacity = (limits.max_enqueued - waiting) * limits.largest + room * limits.split
     if size > capacity:
-        raise Refused(
-            "UNAVAILABLE",
-            "The batch scheduling queue to which this task was submitted is full; "
-            f"task size is {size} but scheduling capacity is only {capacity} (num_enqueued_batches={waiting}, "
-            f"max_enqueued_batches={limits.max_enqueued}, open_batch_size={limits.largest - room}, "
-            f"max_execution_batch_size={limits.largest})",
-        )
-    first = [room] if room else []
+        more = f"; task size is {size} but scheduling capacity is only {capacity}" if limits.split else ""
+        raise Refused("UNAVAILABLE", FULL + more)
+    if not limits.split:
+        return [size]
     whole, rest = divmod(size - room, limits.largest)
-    return first + [limits.largest] * whole + ([rest] if rest else [])
+    return [part for part in (room, *[limits.largest] * whole, rest) if part]
 
 
-def _merge(limits: Parameters, batch: Sequence[Task]) -> dict[str, np.ndarray]:
+def _merge(limits: Parameters, batch: Sequence[Task]) -> tuple[Feeds, int]:
     """The inputs of a batch as one, filled up to an allowed size with copies of the last request's first row."""
     size = _size(batch)
-    extra = next((allowed for allowed in limits.allowed if allowed >= size), size) - size
+    padded = next((allowed for allowed in limits.allowed if allowed >= size), size)
     merged = {}
     for name in batch[0].feeds:
         arrays = [task.feeds[name] for task in batch]
-        if limits.pad:
-            arrays = _pad(arrays)
-        elif len({array.shape[1:] for array in arrays}) > 1:
-            raise Refused("FAILED_PRECONDITION", PADDING.format(name))
-        merged[name] = _concatenate(arrays + [arrays[-1][:1]] * extra)
-    return merged
-
-
-def _pad(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    import numpy as np
-
-    if len({array.ndim for array in arrays}) > 1:
-        raise invalid("Padding tensors of different ranks is not possible")
-    shape = np.max([array.shape[1:] for array in arrays], axis=0).astype(int)
-    value = b"" if arrays[0].dtype == object else 0
-    return [
-        np.pad(array, [(0, 0), *((0, int(most - n)) for most, n in zip(shape, array.shape[1:], strict=True))],
-               constant_values=value)
-        for array in arrays
-    ]  # fmt: skip
+        if len({values.shape[1:] for values in arrays}) > 1:
+            about = f"Tensors with name '{name}' from different tasks have different shapes and padding is turned off."
+            raise Refused("FAILED_PRECONDITION", about)
+        merged[name] = _concatenate(arrays + [arrays[-1][:1]] * (padded - size))
+    return merged, padded
 
 
 def _share(batch: Sequence[Task], outputs: Sequence[np.ndarray], size: int) -> None:
-    for output in outputs:
-        if not output.ndim:
-            raise Refused("FAILED_PRECONDITION", "Batched output tensor has 0 dimensions")
-        if len(output) != size:
-            raise Refused(
-                "FAILED_PRECONDITION",
-                "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
-                "tensors",
-            )
+    """Give each request its rows; raises Refused where the outputs have not one row for each."""
+    if any(not output.ndim or len(output) != size for output in outputs):
+        about = "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input"
+        raise Refused("FAILED_PRECONDITION", f"{about} tensors")
     start = 0
     for task in batch:
         if not task.answer.done():
@@ -235,7 +184,5 @@ def _share(batch: Sequence[Task], outputs: Sequence[np.ndarray], size: int) -> N
         start += task.size
 
 
-def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
-    import numpy as np
-
+def _concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -13,50 +13,43 @@ __all__ = ["BatchingParameters", "ModelServerConfig", "MonitoringConfig", "parse
 
 M = TypeVar("M", bound=Message)
 
-_PACKAGE = "tensorflow.serving"
-_TYPES = {"int64": 3, "bool": 8, "string": 9}  # FieldDescriptorProto.Type
-# Name and type of field 1, 2, ... of each message; a capital letter begins a message type.
-_MESSAGES = {
-    "BatchingParameters": (
-        ("max_batch_size", "google.protobuf.Int64Value"),
-        ("batch_timeout_micros", "google.protobuf.Int64Value"),
-        ("max_enqueued_batches", "google.protobuf.Int64Value"),
-        ("num_batch_threads", "google.protobuf.Int64Value"),
-        ("thread_pool_name", "google.protobuf.StringValue"),
-        ("allowed_batch_sizes", "repeated int64"),
-        ("pad_variable_length_inputs", "bool"),
-        ("enable_large_batch_splitting", "google.protobuf.BoolValue"),
-        ("max_execution_batch_size", "google.protobuf.Int64Value"),
-    ),
-    "PrometheusConfig": (("enable", "bool"), ("path", "string")),
-    "MonitoringConfig": (("prometheus_config", f"{_PACKAGE}.PrometheusConfig"),),
+_INT, _TEXT, _TRUTH = (f".google.protobuf.{name}Value" for name in ("Int64", "String", "Bool"))
+_NUMBERS = {"int64": 3, "bool": 8, "string": 9}  # FieldDescriptorProto.Type
+# Field 1, 2, ... of each message; a dot begins the name of a message type.
+_MESSAGES: dict[str, dict[str, str]] = {
+    "BatchingParameters": {
+        **dict.fromkeys(("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads"), _INT),
+        "thread_pool_name": _TEXT,
+        "allowed_batch_sizes": "repeated int64",
+        "pad_variable_length_inputs": "bool",
+        "enable_large_batch_splitting": _TRUTH,
+        "max_execution_batch_size": _INT,
+    },
+    "PrometheusConfig": {"enable": "bool", "path": "string"},
+    "MonitoringConfig": {"prometheus_config": ".tensorflow.serving.PrometheusConfig"},
 }
 
 
-def _classes() -> dict[str, Any]:
-    """The message classes of `_MESSAGES`, in a pool of their own, so that nobody else's definitions collide."""
-    file = descriptor_pb2.FileDescriptorProto(name="frostline/serving.proto", package=_PACKAGE, syntax="proto3")
+def _classes() -> list[Any]:
+    """The classes of `_MESSAGES`, in a pool of their own, where nobody else's definitions collide with them."""
+    file = descriptor_pb2.FileDescriptorProto(name="frostline.proto", package="tensorflow.serving", syntax="proto3")
     file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
     for message, fields in _MESSAGES.items():
         described = file.message_type.add(name=message)
-        for number, (name, kind) in enumerate(fields, start=1):
-            label, plain = (3, kind.removeprefix("repeated ")) if kind.startswith("repeated ") else (1, kind)
-            field = described.field.add(name=name, number=number, label=label)
-            if plain in _TYPES:
-                field.type = _TYPES[plain]
-            else:
-                field.type, field.type_name = 11, f".{plain}"
+        for number, (name, kind) in enumerate(fields.items(), start=1):
+            label, plain = (3 if kind.startswith("repeated") else 1), kind.removeprefix("repeated ")
+            field = described.field.add(name=name, number=number, label=label, type=_NUMBERS.get(plain, 11))
+            if field.type == 11:
+                field.type_name = plain
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES
-    }
+    return [
+        message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}")) for name in _MESSAGES
+    ]
 
 
-_MADE = _classes()
-BatchingParameters: Any = _MADE["BatchingParameters"]
-MonitoringConfig: Any = _MADE["MonitoringConfig"]
+BatchingParameters, _, MonitoringConfig = _classes()
 
 
 def parse(text: str, message: type[M], source: str) -> M:
@@ -70,7 +63,6 @@ def parse(text: str, message: type[M], source: str) -> M:
 def read(path: Path, message: type[M]) -> M:
     """Read a text proto file; raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse(path.read_text(encoding="utf-8"), message, str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    return parse(text, message, str(path))

@@ -1,87 +1,71 @@
 """Answers as the JSON that TensorFlow Serving writes."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from frostline.serving.status import invalid
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def predictions(outputs: Mapping[str, np.ndarray], as_rows: bool) -> str:
     """The answer to a predict request: one entry per row, or one per output."""
-    texts = {alias: _tokens(alias, values) for alias, values in outputs.items()}
     if not as_rows:
-        if len(texts) == 1:
-            return f'{{\n    "outputs": {next(iter(texts.values()))}\n}}'
+        texts = {alias: _text(alias, values) for alias, values in outputs.items()}
         return f'{{\n    "outputs": {_object(texts)}\n}}'
-    sizes: dict[str, int] = {}
+    first = next(iter(outputs.values()))
     for alias, values in outputs.items():
         if not values.ndim:
             raise invalid(f"Tensor name: {alias} has no shape information ")
-        sizes[alias] = len(values)
-        first = next(iter(sizes.values()))
-        if sizes[alias] != first:
-            raise invalid(f"Tensor name: {alias} has inconsistent batch size: {sizes[alias]} expecting: {first}")
-    rows = {alias: [_tokens(alias, row) for row in values] for alias, values in outputs.items()}
-    if len(rows) == 1:
-        items = next(iter(rows.values()))
+        if len(values) != len(first):
+            raise invalid(f"Tensor name: {alias} has inconsistent batch size: {len(values)} expecting: {len(first)}")
+    rows = [_object({alias: _text(alias, values[i]) for alias, values in outputs.items()}) for i in range(len(first))]
+    return f'{{\n    "predictions": [{", ".join(rows)}\n    ]\n}}'
+
+
+def results(result: Any) -> str:
+    """The answer to a classify request, pairs of label and score for each example, or to a regress request, numbers."""
+    if result.DESCRIPTOR.name == "RegressionResult":
+        rows = [_decimal(np.float32(each.value)) for each in result.regressions]
     else:
-        items = [_object(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)]
-    return f'{{\n    "predictions": [{", ".join(items)}\n    ]\n}}'
-
-
-def classifications(result: Any) -> str:
-    """The answer to a classify request: pairs of label and score for each example."""
-    rows = [
-        "[" + ", ".join(f"[{json.dumps(c.label)}, {decimal(c.score)}]" for c in row.classes) + "]"
-        for row in result.classifications
-    ]
+        pairs = [
+            [[json.dumps(c.label), _decimal(np.float32(c.score))] for c in r.classes] for r in result.classifications
+        ]
+        rows = ["[" + ", ".join(f"[{label}, {score}]" for label, score in row) + "]" for row in pairs]
     return f'{{\n    "results": [{", ".join(rows)}]\n}}'
 
 
-def regressions(result: Any) -> str:
-    """The answer to a regress request: a number for each example."""
-    return f'{{\n    "results": [{", ".join(decimal(r.value) for r in result.regressions)}]\n}}'
-
-
-def decimal(value: float, digits: int = 9) -> str:
-    """A float in six digits where they are enough, else in as many as tell it from all others (9, or 17 for double)."""
-    import numpy as np
-
-    kind = np.float32 if digits == 9 else np.float64
-    if not np.isfinite(value):
-        return "NaN" if np.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    text = f"{value:.6g}"
-    if kind(text) != kind(value):
-        text = f"{value:.{digits}g}"
-    return text if "." in text or "e" in text else f"{text}.0"
-
-
 def _object(texts: Mapping[str, str]) -> str:
+    """One output alone is not named."""
+    if len(texts) == 1:
+        return next(iter(texts.values()))
     return "{" + ", ".join(f"{json.dumps(alias)}: {text}" for alias, text in texts.items()) + "}"
 
 
-def _tokens(alias: str, values: Any) -> str:
+def _text(alias: str, values: Any) -> str:
     """An array, or one value of it, as JSON."""
-    import numpy as np
-
-    values = np.asarray(values, dtype=object if isinstance(values, bytes) else None)
+    if isinstance(values, bytes):
+        as_bytes = alias.endswith("_bytes")
+        return json.dumps({"b64": base64.b64encode(values).decode()} if as_bytes else values.decode(errors="replace"))
+    values = np.asarray(values)
     if values.ndim:
-        return "[" + ", ".join(_tokens(alias, row) for row in values) + "]"
-    kind, value = values.dtype.kind, values.item()
-    if kind == "O":
-        encoded = (
-            {"b64": base64.b64encode(value).decode()} if alias.endswith("_bytes") else value.decode(errors="replace")
-        )
-        return json.dumps(encoded)
-    if kind in "iub":
-        return json.dumps(value)
-    if kind == "f" and values.dtype.itemsize > 2:
-        return decimal(value, 9 if values.dtype.itemsize == 4 else 17)
+        return "[" + ", ".join(_text(alias, row) for row in values) + "]"
+    if values.dtype == object:
+        return _text(alias, values.item())
+    if values.dtype.kind in "iub":
+        return json.dumps(values.item())
+    if values.dtype in (np.float32, np.float64):
+        return _decimal(values)
     raise invalid(f"Failed to write JSON value for tensor type: {values.dtype.name.replace('float16', 'half')}")
+
+
+def _decimal(value: Any) -> str:
+    """A float in six digits where they are enough, else in as many as tell it from all others."""
+    if not np.isfinite(value):
+        return "NaN" if np.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    text = f"{float(value):.6g}"
+    if value.dtype.type(text) != value:
+        text = f"{float(value):.{9 if value.dtype.itemsize == 4 else 17}g}"
+    return text if "." in text or "e" in text else f"{text}.0"

@@ -1,240 +1,190 @@
-"""The JSON of TensorFlow Serving's predict requests and answers, with its error texts."""
-
-from __future__ import annotations
+"""TensorFlow Serving's JSON: what requests hold, with its error texts."""
 
 import base64
 import binascii
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
 
 from frostline.serving import tensors
 from frostline.serving.status import Refused, invalid
 
-if TYPE_CHECKING:
-    import numpy as np
-
 QUOTED = 1024  # characters of a JSON value that an error repeats
 TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
-# RapidJSON's words for what Python's parser finds.
-PARSE_ERRORS = {
-    "Expecting value": "Invalid value.",
-    "Expecting ',' delimiter": "Missing a comma or } after an object member.",
-    "Expecting property name enclosed in double quotes": "Missing a name for object member.",
-    "Expecting ':' delimiter": "Missing a colon after a name of object member.",
-    "Unterminated string starting at": "Missing a closing quotation mark in string.",
-    "Invalid control character at": "Invalid encoding in string.",
-    "Invalid \\escape": "Invalid escape character in string.",
+WHOLE = (-(2**31), 2**31 - 1)  # a value of a small type wraps around, as in the real server
+# What a JSON value of a type may be; beyond the last numbers a whole number is not exact in a float.
+LIMITS: dict[str, tuple[set[type], int, int]] = {
+    "bool": ({bool}, 0, 1),
+    **{name: ({int}, *WHOLE) for name in ("int8", "int16", "int32", "uint8", "uint16")},
+    "int64": ({int}, -(2**63), 2**63 - 1),
+    "uint32": ({int}, 0, 2**32 - 1),
+    "uint64": ({int}, 0, 2**64 - 1),
+    "float": ({int, float}, 1 - 2**24, 2**24 - 1),
+    "double": ({int, float}, 1 - 2**53, 2**53 - 1),
 }
-INT_RANGES = {
-    **dict.fromkeys(("int8", "int16", "int32", "uint8", "uint16"), (-(2**31), 2**31 - 1)),  # the rest wraps around
-    "int64": (-(2**63), 2**63 - 1),
-    "uint32": (0, 2**32 - 1),
-    "uint64": (0, 2**64 - 1),
-}
-WHOLE = {"float": 2**24 - 1, "double": 2**53 - 1}  # the largest whole number that is exact
 
 
 def parse(body: bytes) -> dict[str, Any]:
     """The object that a body begins with; raises Refused. What follows it is ignored, as the real server does."""
-    if not body:
-        raise invalid("JSON Parse error: The document is empty")
     try:
-        text = body.decode("utf-8-sig")
-        start = len(text) - len(text.lstrip(" \t\r\n"))
-        found, _ = json.JSONDecoder().raw_decode(text, start)
+        found, _ = json.JSONDecoder().raw_decode(body.decode("utf-8-sig").lstrip())
     except json.JSONDecodeError as error:
-        raise invalid(f"JSON Parse error: {PARSE_ERRORS.get(error.msg, error.msg)} at offset: {error.pos}") from error
-    except UnicodeDecodeError as error:
-        raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+        text = {"Expecting value": "Invalid value." if body else "The document is empty"}.get(error.msg, error.msg)
+        raise invalid(f"JSON Parse error: {text} at offset: {error.pos}") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, no UTF-8, a number of thousands of digits
         raise invalid(f"JSON Parse error: {error}") from error
     if not isinstance(found, dict):
-        raise wrong(found, "Is not object")
+        raise _wrong(found, "Is not object")
+    if not isinstance(found.get("signature_name", ""), str):
+        raise _wrong(found, "not formatted correctly. 'signature_name' key must be a string value.")
     return found
-
-
-def signature_name(document: dict[str, Any]) -> str:
-    """The signature that a request names, "" for the default one."""
-    name = document.get("signature_name", "")
-    if not isinstance(name, str):
-        raise wrong(document, "not formatted correctly. 'signature_name' key must be a string value.")
-    return name
 
 
 def inputs(document: dict[str, Any], known: Mapping[str, Any]) -> tuple[bool, dict[str, np.ndarray]]:
     """Whether the request is in row form, and its arrays by alias; `known` are TensorInfo protos. Raises Refused."""
-    if "instances" in document and "inputs" in document:
-        raise wrong(document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
-    if "instances" in document:
-        rows = document["instances"]
-        if not isinstance(rows, list):
-            raise wrong(document, "Excepting 'instances' to be an list/array")
-        if not rows:
-            raise wrong(document, "No values in 'instances' array")
-        return True, _rows(rows, known)
-    if "inputs" in document:
-        return False, _columns(document["inputs"], known)
-    raise invalid("Missing 'inputs' or 'instances' key")
-
-
-def _rows(rows: list[Any], known: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if not isinstance(rows[0], dict) and len(known) > 1:
-        raise invalid(
-            "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
-            "tensorinfo_map"
-        )
-    named = is_object(rows[0])
-    for i, row in enumerate(rows):
-        if named and not is_object(row):
-            raise invalid(f"Expecting object but got list at item {i} of input list")
-        if not named and is_object(row):
-            raise invalid(f"Expecting value/list but got object at item {i} of input list")
-        if named and row.keys() != known.keys():
-            for name in row.keys() - known.keys():
-                error = invalid(f"JSON object: does not have named input: {name}")
-                raise invalid(f"Failed to process element: {i} key: {name} of 'instances' list. Error: {error}")
-            raise invalid(
-                f"Failed to process element: {i} of 'instances' list. JSON object: {_quote(row)} keys must be equal "
-                f"to: {','.join(sorted(known))}"
-            )
-    if not named:
-        alias = next(iter(known))
-        return {alias: _batch(rows, known[alias].dtype, "")}
-    return {alias: _batch([row[alias] for row in rows], info.dtype, f" key: {alias}") for alias, info in known.items()}
-
-
-def _batch(items: list[Any], dtype: int, key: str) -> np.ndarray:
-    """The items as one array, each of them a row; raises Refused that names the first bad one."""
-    shape = _shape(items)
-    try:
-        return dense(items, dtype, shape)
-    except Refused:
-        for i, item in enumerate(items):
-            try:
-                if (own := _shape(item)) != shape[1:]:
-                    dense(item, dtype, own)
-                    a, b = (",".join(map(str, part)) for part in (shape[1:], own))
-                    raise invalid(f"Expecting shape [{a}] but got: [{b}]")
-                dense(item, dtype, own)
-            except Refused as error:
-                raise invalid(f"Failed to process element: {i}{key} of 'instances' list. Error: {error}") from error
-        raise
-
-
-def _columns(value: Any, known: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if not is_object(value):
-        if len(known) > 1:
-            raise invalid(
-                "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
-                "tensorinfo_map"
-            )
-        value = {alias: value for alias in known}
-    for alias in known:
-        if alias not in value:
+    given = document.keys() & {"instances", "inputs"}
+    if not given:
+        raise invalid("Missing 'inputs' or 'instances' key")
+    if len(given) > 1:
+        raise _wrong(document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
+    [key] = given
+    value, as_rows = document[key], key == "instances"
+    if as_rows and not isinstance(value, list):
+        raise _wrong(document, "Excepting 'instances' to be an list/array")
+    if as_rows and not value:
+        raise _wrong(document, "No values in 'instances' array")
+    if len(known) != 1 and not _is_object(value[0] if as_rows else value):
+        form = "list, but expecting list of objects" if as_rows else "value/list, but expecting an object"
+        raise invalid(f"{key} is a plain {form} as multiple input tensors required as per tensorinfo_map")
+    if as_rows:
+        columns = _columns(value, known)
+    else:
+        columns = value if _is_object(value) else dict.fromkeys(known, value)
+        for alias in known.keys() - columns.keys():
             raise invalid(f"Missing named input: {alias} in 'inputs' object.")
-    return {alias: dense(value[alias], info.dtype, _shape(value[alias])) for alias, info in known.items()}
+    return as_rows, {alias: dense(columns[alias], info.dtype, as_rows) for alias, info in known.items()}
 
 
-def dense(value: Any, dtype: int, shape: list[int]) -> np.ndarray:
-    """Nested lists of `shape` as an array of TensorFlow's `dtype`; raises Refused."""
-    import numpy as np
-    import tensorflow as tf
+def _columns(rows: list[Any], known: Mapping[str, Any]) -> dict[str, list[Any]]:
+    named = _is_object(rows[0])
+    for i, row in enumerate(rows):
+        if named != _is_object(row):
+            expected, got = ("object", "list") if named else ("value/list", "object")
+            raise invalid(f"Expecting {expected} but got {got} at item {i} of input list")
+        if named and row.keys() != known.keys():
+            about = f"Failed to process element: {i} of 'instances' list. JSON object: {_quote(row)}"
+            raise invalid(f"{about} keys must be equal to: {','.join(sorted(known))}")
+    return {alias: [row[alias] for row in rows] if named else rows for alias in known}
 
-    leaves = [value]
-    for level, size in enumerate(shape):
-        for item in leaves:
-            if not isinstance(item, list):
-                raise _too_shallow(item, level, len(shape))
-            if len(item) != size:
-                raise invalid(
-                    f"Encountered list at unexpected size: {len(item)} at level: {level} expected size: {size}"
-                )
+
+def dense(value: Any, dtype: int, as_rows: bool) -> np.ndarray:
+    """Nested lists as an array of TensorFlow's `dtype`; raises Refused, which names the element where they are rows."""
+    leaves: list[Any] = [value]
+    shape: list[int] = []
+
+    def each(function: Callable[..., Any], *args: Any) -> list[Any]:
+        done = []
+        for i, leaf in enumerate(leaves):
+            try:
+                done.append(function(leaf, *args))
+            except Refused as error:
+                if not as_rows or not shape:
+                    raise
+                about = f"Failed to process element: {i * shape[0] // len(leaves)} of 'instances' list."
+                raise invalid(f"{about} Error: {error}") from error
+        return done
+
+    while leaves and isinstance(leaves[0], list):
+        if set(map(type, leaves)) != {list} or len(set(map(len, leaves))) > 1:
+            each(_check_list, len(leaves[0]), len(shape))
+        shape.append(len(leaves[0]))
         leaves = list(chain.from_iterable(leaves))
-    kinds = set(map(type, leaves))
-    if list in kinds:
-        raise invalid(f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}")
-    known = tf.dtypes.as_dtype(dtype)
-    name = {"float32": "float", "float64": "double", "float16": "half"}.get(known.name, known.name)
+    name = tensors.type_name(dtype)
+    types, low, high = LIMITS.get(name, (set(), 0, 0))
+    if not set(map(type, leaves)) <= types or (leaves and not low <= min(leaves) <= max(leaves) <= high):
+        leaves = each(_check_leaf, name)
     if name == "string":
-        found = np.empty(len(leaves), object)
-        found[:] = [_bytes(leaf) for leaf in leaves]
-        tensors.check_images(found.tolist())
-        return found.reshape(shape)
-    _check_leaves(leaves, kinds, name)
-    wide = {"float": np.float64, "double": np.float64, "bool": np.bool_, "uint64": np.uint64}.get(name, np.int64)
-    with np.errstate(over="ignore"):
-        return np.array(leaves, wide).astype(known.as_numpy_dtype).reshape(shape)
+        tensors.check_images(leaves)
+    found = np.array(leaves, object if name == "string" else None)
+    return found.astype(tf.dtypes.as_dtype(dtype).as_numpy_dtype).reshape(shape)
 
 
-def _check_leaves(leaves: list[Any], kinds: set[type], name: str) -> None:
-    """Refuse the first leaf that has not the type `name`; looks at each of them only where one may be wrong."""
-    allowed: set[Any] = {bool} if name == "bool" else {int, float} if name in WHOLE else {int}
-    if name not in INT_RANGES and name not in WHOLE and name != "bool":
-        raise Refused("UNIMPLEMENTED", f"Conversion of JSON Value: {_quote(leaves[0])} to type: {name}")
-    if not kinds <= allowed:
-        bad = next(leaf for leaf in leaves if type(leaf) not in allowed)
-        raise _type_error(bad, name)
-    if not leaves or name == "bool":
-        return
-    low, high = INT_RANGES.get(name, (-WHOLE.get(name, 0), WHOLE.get(name, 0)))
-    if low <= min(leaves) and max(leaves) <= high:
-        return
-    for leaf in leaves:
-        if name in INT_RANGES and not low <= leaf <= high:
-            raise _type_error(leaf, name)
-        large = type(leaf) is int and not low <= leaf <= high
-        if large or (name == "float" and 3.4028234663852886e38 < abs(leaf) < float("inf")):
-            raise invalid(f"Cannot convert JSON value: {_quote(leaf)} to {name} without loss of precision.")
+def _check_list(item: Any, size: int, level: int) -> None:
+    if not isinstance(item, list):
+        raise invalid(f"JSON Value: {_quote(item)} found at incorrect level: {level + 1}")
+    if len(item) != size:
+        raise invalid(f"Encountered list at unexpected size: {len(item)} at level: {level} expected size: {size}")
 
 
-def _too_shallow(item: Any, level: int, rank: int) -> Refused:
-    return invalid(
-        f"JSON Value: {_quote(item)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {rank}"
-    )
+def _check_leaf(leaf: Any, name: str) -> Any:
+    """The value that a leaf is, as the type `name`; raises Refused."""
+    if name == "string":
+        return _bytes(leaf)
+    if name not in LIMITS:
+        raise Refused("UNIMPLEMENTED", f"Conversion of JSON Value: {_quote(leaf)} to type: {name}")
+    types, low, high = LIMITS[name]
+    if type(leaf) not in types or (float not in types and not low <= leaf <= high):
+        kind = TYPES.get(type(leaf), str(leaf))
+        raise invalid(f"JSON Value: {_quote(leaf)} Type: {kind} is not of expected type: {name}")
+    largest = high if type(leaf) is int else np.finfo(np.float32 if name == "float" else np.float64).max
+    if largest < abs(leaf) < float("inf"):
+        raise invalid(f"Cannot convert JSON value: {_quote(leaf)} to {name} without loss of precision.")
+    return leaf
 
 
-def _type_error(value: Any, name: str) -> Refused:
-    return invalid(f"JSON Value: {_quote(value)} Type: {type_name(value)} is not of expected type: {name}")
-
-
-def type_name(value: Any) -> str:
-    """RapidJSON's name of a value's type."""
-    return TYPES.get(type(value), str(value))
-
-
-def _bytes(leaf: Any) -> bytes:
-    if isinstance(leaf, str):
-        return leaf.encode()
-    if isinstance(leaf, dict):
-        return from_base64(leaf)
-    raise _type_error(leaf, "string")
-
-
-def from_base64(value: dict[str, Any]) -> bytes:
-    """The bytes of `{"b64": "..."}`; raises Refused."""
-    if is_object(value):
-        raise wrong(value, "not formatted correctly for base64 data")
-    text = re.sub(r"\s", "", value["b64"]).rstrip("=")
+def _bytes(value: Any) -> bytes:
+    """A string, or the bytes of `{"b64": "..."}`; raises Refused."""
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, dict) or _is_object(value):
+        kind = TYPES.get(type(value), str(value))
+        raise invalid(f"JSON Value: {_quote(value)} Type: {kind} is not of expected type: string")
+    text = value["b64"].rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise invalid("Unable to base64 decode") from error
 
 
-def is_object(value: Any) -> bool:
+def _is_object(value: Any) -> bool:
     """Whether a value is an object that is not encoded bytes."""
     return isinstance(value, dict) and not (value.keys() == {"b64"} and isinstance(value["b64"], str))
 
 
-def _shape(value: Any) -> list[int]:
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        value = value[0] if value else None
-    return shape
+def fill_examples(request: Any, body: bytes) -> None:
+    """Write the signature and the tf.Examples of a body into a classify or regress request; raises Refused."""
+    document = parse(body)
+    request.model_spec.signature_name = document.get("signature_name", "")
+    found = document.get("examples")
+    if not isinstance(found, list):
+        raise _wrong(document, "key 'examples' is expected and was not found")
+    if not found:
+        raise _wrong(document, "'examples' value is an empty array")
+    holder = request.input.example_list
+    if "context" in document:
+        holder = request.input.example_list_with_context
+        _fill_example(holder.context, document["context"])
+    for entry in found:
+        _fill_example(holder.examples.add(), entry)
+
+
+def _fill_example(example: Any, entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise invalid(f"Example must be JSON object but got JSON {TYPES.get(type(entry), entry)}")
+    for name, content in entry.items():
+        feature = example.features.feature[name]
+        for value in content if isinstance(content, list) else [content]:
+            kind = {bool: "int64_list", int: "int64_list", float: "float_list"}.get(type(value), "bytes_list")
+            if feature.WhichOneof("kind") not in (None, kind):
+                raise invalid(f"Unexpected element type in feature: {name}")
+            try:
+                getattr(feature, kind).value.append(value if kind != "bytes_list" else _bytes(value))
+            except ValueError as error:
+                raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.") from error
 
 
 def _quote(value: Any) -> str:
@@ -242,6 +192,5 @@ def _quote(value: Any) -> str:
     return text if len(text) <= QUOTED else text[:QUOTED] + "..."
 
 
-def wrong(value: Any, what: str) -> Refused:
-    """A value that has not the form of a request."""
+def _wrong(value: Any, what: str) -> Refused:
     return invalid(f"JSON Value: {_quote(value)} {what}")

@@ -1,22 +1,20 @@
 """One version of a model in memory: loaded the way TensorFlow Serving loads it, and run by the names of its tensors."""
 
-from __future__ import annotations
-
 import ctypes
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 
 from frostline.errors import UserError
 from frostline.serving.flags import Flags
 from frostline.serving.status import Refused
 
-if TYPE_CHECKING:
-    import numpy as np
-
-KEPT_CALLS = 64  # compiled ways to run a servable; a client may ask for any subset of the outputs
+KEPT_CALLS = 64  # prepared ways to run a servable; a client may ask for any subset of the outputs
 
 
 @dataclass(frozen=True)
@@ -28,35 +26,25 @@ class Servable:
     path: Path
     session: Any
     signatures: Mapping[str, Any]
-    calls: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = field(default_factory=dict)
+    calls: dict[Any, Any] = field(default_factory=dict)
 
 
 def load(name: str, version: int, path: Path, flags: Flags) -> Servable:
     """Load a SavedModel into a TF1 session; raises Refused or one of TensorFlow's errors."""
-    import tensorflow as tf
-
-    tf.get_logger().setLevel("ERROR")  # that the loader is an old one is known
     if not any((path / file).is_file() for file in ("saved_model.pb", "saved_model.pbtxt")):
         raise Refused("NOT_FOUND", f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}")
-    session = tf.compat.v1.Session(graph=tf.Graph(), config=_session_config(flags))
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=flags.tensorflow_intra_op_parallelism,
+        inter_op_parallelism_threads=flags.tensorflow_inter_op_parallelism,
+    )
+    config.gpu_options.allow_growth = True  # other programs of a developer's machine want some of it, too
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
     try:
-        meta = tf.compat.v1.saved_model.loader.load(session, flags.saved_model_tags.split(","), str(path))
+        meta = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
     except BaseException:
         session.close()
         raise
     return Servable(name, version, path, session, dict(meta.signature_def))
-
-
-def _session_config(flags: Flags) -> Any:
-    import tensorflow as tf
-
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism,
-        inter_op_parallelism_threads=flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism,
-    )
-    config.gpu_options.per_process_gpu_memory_fraction = flags.per_process_gpu_memory_fraction
-    config.gpu_options.allow_growth = True  # other programs of a developer's machine want some of it, too
-    return config
 
 
 def run(servable: Servable, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
@@ -65,9 +53,6 @@ def run(servable: Servable, feeds: Mapping[str, np.ndarray], fetches: Sequence[s
     Arrays go to the runtime as they are, as in the real server. `Session.run` would convert them to what the graph
     expects and refuse shapes that the graph does not declare.
     """
-    import numpy as np
-    from tensorflow.core.protobuf import config_pb2
-
     key = (tuple(feeds), tuple(fetches))
     call = servable.calls.get(key)
     if call is None:
@@ -86,12 +71,8 @@ def close(servable: Servable) -> None:
 
 def disable_xla() -> None:
     """Switch XLA off for this process, by the function that TensorFlow Serving calls: what demands it then fails."""
-    libraries = list(Path(sysconfig.get_paths()["purelib"], "tensorflow").glob("libtensorflow_cc.*"))
-    import tensorflow  # noqa: F401  the library finds its neighbours once it is loaded
-
-    for library in libraries:
-        function = getattr(ctypes.CDLL(str(library)), "_ZN10tensorflow21DisableXlaCompilationEv", None)
-        if function is not None:
+    for library in Path(tf.__file__).parent.glob("libtensorflow_cc.*"):
+        if function := getattr(ctypes.CDLL(str(library)), "_ZN10tensorflow21DisableXlaCompilationEv", None):
             function()
             return
     raise UserError("this TensorFlow cannot switch XLA off; give --xla_cpu_compilation_enabled")

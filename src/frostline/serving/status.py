@@ -2,26 +2,11 @@
 
 import asyncio
 
-HTTP_STATUS = {
-    "OK": 200,
-    "CANCELLED": 499,
-    "UNKNOWN": 500,
-    "INVALID_ARGUMENT": 400,
-    "DEADLINE_EXCEEDED": 504,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "PERMISSION_DENIED": 403,
-    "RESOURCE_EXHAUSTED": 429,
-    "FAILED_PRECONDITION": 400,
-    "ABORTED": 409,
-    "OUT_OF_RANGE": 400,
-    "UNIMPLEMENTED": 501,
-    "INTERNAL": 500,
-    "UNAVAILABLE": 503,
-    "DATA_LOSS": 500,
-    "UNAUTHENTICATED": 401,
-}
-CODES = tuple(HTTP_STATUS)  # in the order of TensorFlow's and gRPC's numbers, from 0
+import grpc
+
+CODES = [code.name for code in sorted(grpc.StatusCode, key=lambda code: code.value[0])]
+HTTP = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
+HTTP_STATUS = dict(zip(CODES, HTTP, strict=True))
 
 
 class Refused(Exception):

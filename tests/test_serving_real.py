@@ -1,0 +1,76 @@
+"""The real TensorFlow Serving over the same models, where it is."""
+
+import pytest
+from test_serving import IMAGES, LINE, ask, b64, exports  # noqa: F401  a fixture
+
+from frostline import serving
+from frostline.errors import UserError
+from frostline.serving import backends
+
+from serving_models import encoded  # isort: skip
+
+
+@pytest.mark.parametrize("backend", ["binary", "docker"])
+def test_the_real_server_answers_as_the_embedded_one(exports, backend):  # noqa: F811
+    try:
+        backends.choose(backend)
+    except UserError as error:
+        pytest.skip(str(error))
+    bodies = [
+        (f"{LINE}:predict", {"instances": [1.0, 2.0, 5.0]}),
+        (f"{LINE}:predict", {"instances": ["a"]}),
+        (f"{LINE}:predict", {"signature_name": "none", "instances": [1.0]}),
+        (f"{LINE}/versions/9:predict", {"instances": [1.0]}),
+        (f"{LINE}/labels/none:predict", {"instances": [1.0]}),
+        (f"{IMAGES}:predict", {"signature_name": "serving_bytes", "instances": [b64(encoded("lime"))]}),
+        (LINE, None),
+        (f"{LINE}/versions/9", None),
+        (f"{IMAGES}/metadata", None),
+    ]
+    answers = {}
+    for name in (backend, "embedded"):
+        with serving.running(exports, [], backend=name) as server:
+            assert server.backend == name
+            answers[name] = [ask(server, path, body) for path, body in bodies]
+    for (path, body), real, ours in zip(bodies, answers[backend], answers["embedded"], strict=True):
+        assert ours == real, (path, body)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with the programs that a test puts into the set."""
+    there = set()
+    monkeypatch.setattr(backends.shutil, "which", lambda name: f"/bin/{name}" if name in there else None)
+    return there
+
+
+def test_the_backend_is_the_first_that_is_there(machine, monkeypatch):
+    assert backends.choose("auto") == "embedded"
+    for name in ("binary", "docker"):
+        with pytest.raises(UserError, match=f"--backend {name}: .* give --backend embedded"):
+            backends.choose(name)
+    monkeypatch.setattr(backends, "_image", lambda: "tensorflow/serving:2.21.0")
+    assert backends.choose("auto") == "docker"
+    machine.add(backends.BINARY)
+    assert (backends.choose("auto"), backends.choose("embedded")) == ("binary", "embedded")
+    with pytest.raises(UserError, match="unknown backend 'dcker'; did you mean 'docker'"):
+        backends.choose("dcker")
+
+
+def test_command_lines_of_the_real_servers(monkeypatch, tmp_path):
+    monkeypatch.setattr(backends, "_image", lambda: "tensorflow/serving:2.21.0")
+    flags = [f"--model_config_file={tmp_path}/c/models.config", "--enable_batching"]
+    line = backends.command("binary", flags, "127.0.0.1", 1, 2, [])
+    assert line == ["tensorflow_model_server", *flags, "--port=1", "--rest_api_port=2"]
+    line = backends.command("docker", flags, "127.0.0.1", 1, 2, [tmp_path / "m"])
+    # A container sees the folders under the paths that they have outside, so that a models.config holds there, too.
+    folders = [f"--volume={tmp_path}/{name}:{tmp_path}/{name}:ro" for name in ("c", "m")]
+    ports = ["--publish=127.0.0.1:1:8500", "--publish=127.0.0.1:2:8501"]
+    assert line == ["docker", "run", "--rm", "--init", *ports, *folders, "tensorflow/serving:2.21.0", *flags]
+
+
+def test_ports_are_taken_from_the_flags():
+    assert backends.split(["--enable_batching"]) == (["--enable_batching"], 8500, 8501)
+    assert backends.split(["--port=1", "--rest_api_port=2"]) == ([], 1, 2)
+    with pytest.raises(UserError, match="--port=x: a port is a number, as in --port=8500"):
+        backends.split(["--port=x"])
