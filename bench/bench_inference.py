@@ -1,14 +1,19 @@
-"""One answer of each runtime at each batch size, for the network of the split study with random weights."""
+"""One answer of each runtime at each batch size, one request of each kind, for the network of the split study with
+random weights; and the decoding of a photograph."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from frostline import datasets, device, exporting, machine, matrix, models, runtimes, studies, timing
+from frostline import datasets, device, exporting, machine, matrix, models, runtimes, serving, studies, timing
 
 STUDY = studies.load("cifar10_split")
 IMAGES = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8)
 BATCH_SIZES = sorted({size for sizes in matrix.SCENARIOS.values() for size in sizes})
 WAYS = matrix.ways(matrix.Asked())
+LOCAL = [way for way in WAYS if not runtimes.RUNTIMES[way.runtime].scheme]
+REMOTE = [way for way in WAYS if runtimes.RUNTIMES[way.runtime].scheme]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def tell(benchmark, **facts):
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.label)
+@pytest.mark.parametrize("way", LOCAL, ids=lambda way: way.label)
 def bench_predict(benchmark, exports, way, batch_size):
     if reason := way.reason or runtimes.unavailable(way.runtime, way.how.device):
         pytest.skip(reason)
@@ -50,6 +55,28 @@ def bench_predict(benchmark, exports, way, batch_size):
     answers = benchmark.pedantic(predict, (IMAGES[:batch_size],), rounds=rounds, warmup_rounds=3)
     assert answers.shape == (batch_size, 5)
     tell(benchmark, batch_size=batch_size, device=way.how.device, variant=way.how.variant)
+
+
+@pytest.fixture(scope="module")
+def server(exports):
+    with serving.running(exports, ["bench"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("way", REMOTE, ids=lambda way: way.label)
+def bench_request(benchmark, exports, server, way):
+    """One request with one image, built, sent and answered."""
+    import tensorflow as tf
+
+    scheme = runtimes.RUNTIMES[way.runtime].scheme
+    url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
+    manifest = exporting.current(exports, "bench", "saved_model")
+    predict = runtimes.RUNTIMES[way.runtime].open(exports, manifest, dataclasses.replace(way.how, url=url))
+    files = [tf.io.encode_jpeg(IMAGES[0]).numpy()]
+    sent = files if way.how.payload == "jpeg" else IMAGES[:1]
+    answers = benchmark.pedantic(predict, (sent,), rounds=timing.samples_needed(0.95), warmup_rounds=5)
+    assert answers.shape == (1, 5)
+    tell(benchmark, batch_size=1, payload=way.how.payload, server=server.backend)
 
 
 def bench_decode(benchmark):

@@ -111,7 +111,7 @@ def test_loadgens_logs_are_kept(fake, clock, tmp_path):
     fake(right)
     measure(clock, tmp_path)
     kept = sorted(path.relative_to(tmp_path / "logs").as_posix() for path in (tmp_path / "logs").rglob("*.txt"))
-    assert len(kept) == 12 and "offline-8/3/mlperf_log_summary.txt" in kept
+    assert len(kept) == 14 and "offline-8/3/mlperf_log_summary.txt" in kept
     assert "Result is" in (tmp_path / "logs" / "single_stream-1" / "1" / "mlperf_log_summary.txt").read_text()
 
 
@@ -127,7 +127,7 @@ def test_images_are_sent_in_another_order_again_and_again(fake, clock, tmp_path)
     seen = []
     fake(lambda images: seen.append(images.tobytes()) or right(images))
     measure(clock, tmp_path, cells=[("single_stream", 1)])
-    timed = seen[-66:]
+    timed = seen[7:73]  # after the accuracy pass and the warm-up
     assert len(set(timed)) > 20 and set(timed) <= {image.tobytes() for image in IMAGES}
 
 
@@ -202,6 +202,24 @@ def test_a_batch_that_loses_images_fails(fake, clock, tmp_path):
     fake(lambda images: right(images)[:3] if len(images) == 4 else right(images))
     (record,) = measure(clock, tmp_path, cells=[("offline", 4)])
     assert record["reason"] == "WrongAnswer: a batch of 4 images was answered by (3, 2), not (4, 2)"
+
+
+def test_a_runtime_that_keeps_its_answers_fails(fake, clock, tmp_path):
+    last = []
+
+    def answer(images):
+        if last and images.tobytes() == last[0]:
+            clock.now -= 0.00009  # of the 0.1 ms that an answer takes
+        last[:] = [images.tobytes()]
+        return right(images)
+
+    fake(answer)
+    single, offline = measure(clock, tmp_path)
+    assert single["outcome"] == "failed" and offline["outcome"] == "ok"
+    assert single["reason"] == "WrongAnswer: one image again and again takes 10% of what different ones take"
+    fake(right)
+    single, offline = measure(clock, tmp_path)
+    assert single["same_image_ratio"] == pytest.approx(1.0) and offline["same_image_ratio"] is None
 
 
 def test_an_exception_while_loadgen_runs_ends_the_cell_and_leaves_the_others(fake, clock, tmp_path):

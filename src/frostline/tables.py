@@ -100,6 +100,7 @@ INFER = (
     "figures_of",
     "stable",
     "windows",
+    "same_image_ratio",
     "valid",
     "log",
 )

@@ -37,6 +37,7 @@ OF_CELL = (
     "cpu_utilisation",
     "stable",
     "windows",
+    "same_image_ratio",
     "latency_bound_seconds",
     "loadgen",
     "log",
@@ -45,6 +46,7 @@ WARMUP_CALLS = 3
 LEAST_IMAGE_SECONDS = 5e-6  # what LoadGen and Python take themselves: no runtime is expected to be faster
 ACCURACY_BATCH = 32
 WORKERS = 16  # requests in flight at most, in the server scenario
+SAME_IMAGE_LEAST = 0.5  # of the time of different images: what is faster has kept its answers
 BOUND_FACTOR = 10.0  # of the single-stream p90: what an answer may take in the server scenario unless told
 # How far one image's probabilities may be apart in two batches. A GPU rounds inputs to ten bits (TF32), and which
 # algorithm it takes depends on the batch.
@@ -115,6 +117,7 @@ class Cell:
     wall_seconds: float = 0.0
     requests: list[tuple[float, int]] = field(default_factory=list)  # the server's seconds and their number, by window
     bound_seconds: float | None = None
+    same_image_ratio: float | None = None
 
     @property
     def pairs(self) -> list[rules.Pair]:
@@ -153,6 +156,9 @@ def measure(
         for cell in found:
             if not cell.trouble and not _enough(cell, number, profile):
                 _, cell.trouble = _try(bench.window, cell)
+    for cell in found:
+        if cell.scenario == "single_stream" and not cell.trouble:
+            _, cell.trouble = _try(bench.audit, cell)
     peak = _peak_memory(subject, given) if subject.server else peak  # it has grown with the requests in flight
     facts = opened.facts | {"peak_memory_bytes": peak, "device_peak_memory_bytes": _device_memory(subject)}
     found_rows = (cell.trouble or _figures(cell, profile) for cell in found)
@@ -334,6 +340,22 @@ class Bench:
             cell.requests.append((after[0] - requests[0], after[1] - requests[1]))
         finish()
 
+    def audit(self, cell: Cell) -> None:
+        """Send one image again and again, as MLPerf's TEST04 does: raises WrongAnswer where that is much faster."""
+        answer, finish = self._answer(cell)
+        load = replace(replace(self, profile=PROFILES["quick"]).load(cell), same=True)
+        logs = self.logs / f"{cell.scenario}-{cell.batch_size}" / "same-image"
+        same = loadgen.run(load, len(self.given.images), answer, self.check, logs, self.clock)
+        finish()
+        different = statistics.median(second for window in cell.windows for second in window.seconds)
+        if not different:
+            return
+        cell.same_image_ratio = statistics.median(same.seconds) / different
+        if cell.same_image_ratio < SAME_IMAGE_LEAST:
+            raise WrongAnswer(
+                f"one image again and again takes {cell.same_image_ratio:.0%} of what different ones take"
+            )
+
     def _cpu(self) -> float:
         """CPU seconds of what answers; NaN where it does not tell."""
         if not self.subject.server:
@@ -464,6 +486,7 @@ def _figures(cell: Cell, profile: Profile) -> Row:
         "cpu_utilisation": cell.cpu_seconds / cell.wall_seconds / machine.cores(),
         "stable": stable,
         "windows": [list(pair) for pair in cell.pairs],
+        "same_image_ratio": cell.same_image_ratio,
         "latency_bound_seconds": cell.bound_seconds,
         "loadgen": last[-1].told,
         "valid": valid,
