@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline import children, choice, harness, inference, matrix, plan, records, serving, studies
+from frostline import children, choice, datasets, harness, inference, matrix, plan, records, serving, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Member, Places
@@ -811,6 +811,40 @@ def test_a_missing_weights_file_is_named(tiny_study, places):
     study = studies.parse(tiny_study.replace('"none"', '"gone.h5"'), "tiny")
     with pytest.raises(UserError, match=r"cannot read the network or weights file gone.h5"):
         harness.plan_runs(study, Options(), places)
+
+
+def test_who_waits_for_the_features_of_another_is_told_so(places, planned, monkeypatch):
+    shown = []
+    told = [{"event": "waiting"}, {"event": "features", "done": 5, "total": 1000}]
+
+    def run(module, job, *, log, on_event, deadline):
+        for event in told:
+            on_event(event)
+
+    monkeypatch.setattr(children, "run", run)
+    monkeypatch.setattr(harness.Progress, "show", lambda self, text, advance=0.0: shown.append(text))
+    harness.train_all(planned[:1], [Setting("float32", "off", ())], places)
+    label = "[1/1] output seed 0"
+    assert shown[1:] == [
+        f"{label}: waiting for another command that computes the same features",
+        f"{label}: features of 5 of 1,000 images",
+    ]
+
+
+def test_data_and_files_are_hashed_once_where_hashes_are_kept(tiny_study, places, tmp_path, monkeypatch):
+    weights = tmp_path / "my.weights.h5"
+    weights.write_bytes(b"weights")
+    study = studies.parse(tiny_study.replace('"none"', f'"{weights}"'), "tiny")
+    read, original = [], datasets.fingerprint
+    monkeypatch.setattr(datasets, "fingerprint", lambda data, **how: (read.append(data), original(data, **how))[1])
+    digests = {}
+    first = harness.plan_runs(study, Options(), places, (), digests)
+    weights.unlink()
+    assert harness.plan_runs(study, Options(only=("all",)), places, (), digests) == first[1:]
+    assert len(read) == 1 and set(digests) == {read[0], str(weights)}
+    with pytest.raises(UserError, match="cannot read the network or weights file"):
+        harness.plan_runs(study, Options(), places)
+    assert len(read) == 2
 
 
 def test_an_export_that_dies_is_recorded_and_the_others_go_on(places, planned, monkeypatch):
