@@ -11,9 +11,9 @@ import frostline
 
 FLOORS = {
     0: {"errors", "timing", "machine", "progress", "children", "batching"},
-    1: {"studies", "pytorch", "graphs", "tfds", "serving", "client"},
-    2: {"records", "whole", "plan", "layers", "lite0", "own"},
-    3: {"tables", "plots", "choice", "device", "datasets", "backbones", "heads", "freezing", "features", "augment"},
+    1: {"studies", "pytorch", "graphs", "tfds", "device", "client"},
+    2: {"records", "whole", "plan", "layers", "lite0", "own", "serving"},
+    3: {"tables", "plots", "choice", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"predict", "recommend", "models", "frontier", "cached", "runtimes", "search"},
     5: {"training", "exporting", "inference", "deploy"},
     6: {"prefix", "matrix"},
@@ -25,7 +25,7 @@ FLOORS = {
 # freezing marks the BatchNormalization of layers.
 SOURCE = Path(frostline.__file__).parent
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "whole", "recommend", "plan", "tables", "plots", "choice",
+LIGHT = sorted(FLOORS[0] | FLOORS[1] | {"records", "serving", "whole", "recommend", "plan", "tables", "plots", "choice",
                                        "datasets", "backbones", "heads", "freezing", "features", "runtimes", "search",
                                        "cli"})  # fmt: skip
 

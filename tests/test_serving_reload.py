@@ -1,5 +1,6 @@
 """What happens to requests while versions and configurations change under a running server."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import types
+from pathlib import Path
 
 import pytest
 import serving_models
@@ -16,6 +19,7 @@ from test_serving import LINE, ask, predict_request
 
 from frostline import serving
 from frostline.serving import backends
+from frostline.serving.flags import Flags
 
 RETRY = ["--max_num_load_retries=100", "--load_retry_interval_micros=200000"]
 
@@ -121,6 +125,38 @@ def test_a_changed_configuration_is_followed_and_a_wrong_one_is_not(exports, lin
             one = "model_version_policy { specific { versions: 1 } }"
             assert reload(config_text(base, one)).status.error_code == 0
             until(lambda: answer(server) == (200, {"predictions": [1.0]}))
+
+
+def test_what_changed_while_the_first_models_were_loaded_is_followed(tmp_path):
+    from frostline.serving import server
+
+    path = tmp_path / "own.config"
+    path.write_text(config_text("/elsewhere", ""))
+
+    async def follow():
+        applied = asyncio.Queue()
+        flags = Flags(model_config_file=str(path))
+        served = types.SimpleNamespace(flags=flags, models=types.SimpleNamespace(apply=applied.put))
+        polling = asyncio.create_task(server._poll_config(served, b"what the server started with"))
+        try:
+            return await asyncio.wait_for(applied.get(), 30)
+        finally:
+            polling.cancel()
+
+    assert asyncio.run(follow())["half_plus_two"].base_path == Path("/elsewhere")
+
+
+def test_a_version_that_cannot_warm_up_gives_its_memory_back(monkeypatch):
+    from frostline.serving import core
+
+    closed = []
+    monkeypatch.setattr(core.servables, "load", lambda name, version, path, flags: f"{name} {version}")
+    monkeypatch.setattr(core.servables, "close", closed.append)
+    monkeypatch.setattr(core.jobs, "warm_up", lambda servable: {}["no such signature"])
+    made = core.make(Flags())
+    with pytest.raises(KeyError, match="no such signature"):
+        made.models._load("m", 3, Path("m/3"))
+    assert closed == ["m 3"] and not made.limits
 
 
 @contextlib.contextmanager

@@ -53,8 +53,12 @@ def make(flags: Flags) -> Core:
         if flags.enable_per_model_batching_parameters and (path / IN_BUNDLE).is_file():
             limits = batching.parameters(protos.read(path / IN_BUNDLE, protos.BatchingParameters))
         servable = servables.load(name, version, path, flags)
-        if flags.enable_model_warmup:
-            jobs.warm_up(servable)
+        try:
+            if flags.enable_model_warmup:
+                jobs.warm_up(servable)
+        except BaseException:
+            servables.close(servable)
+            raise
         core.limits[id(servable)] = limits
         return servable
 

@@ -1,6 +1,5 @@
 """One version of a model in memory: loaded the way TensorFlow Serving loads it, and run by the names of its tensors."""
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
-from frostline.errors import UserError
 from frostline.serving.flags import Flags
 from frostline.serving.status import Refused
 
@@ -67,12 +65,3 @@ def close(servable: Servable) -> None:
     """Give the memory back; nothing may be running."""
     servable.calls.clear()
     servable.session.close()
-
-
-def disable_xla() -> None:
-    """Switch XLA off for this process, by the function that TensorFlow Serving calls: what demands it then fails."""
-    for library in Path(tf.__file__).parent.glob("libtensorflow_cc.*"):
-        if function := getattr(ctypes.CDLL(str(library)), "_ZN10tensorflow21DisableXlaCompilationEv", None):
-            function()
-            return
-    raise UserError("this TensorFlow cannot switch XLA off; give --xla_cpu_compilation_enabled")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from frostline import device
 from frostline.errors import UserError
-from frostline.serving import config, core, flags, grpc_api, protos, rest, servables
+from frostline.serving import config, core, flags, grpc_api, protos, rest
 from frostline.serving.config import Model
 from frostline.serving.core import Core
 from frostline.serving.flags import Flags
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         given = flags.parse(arguments)
         if not given.xla_cpu_compilation_enabled:
-            servables.disable_xla()
+            device.disable_xla()
         asyncio.run(_serve(given))
     except UserError as error:
         say(str(error))
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _serve(given: Flags) -> None:
+    written = Path(given.model_config_file)
+    seen = written.read_bytes() if written.is_file() else b""  # first, so that no change while models load is missed
     served, asked, metrics_path = core.make(given), _models(given), _metrics_path(given)
     stop = _stop()
     working = [asyncio.create_task(served.models.apply(asked)), asyncio.create_task(_poll_folders(served))]
@@ -51,7 +54,7 @@ async def _serve(given: Flags) -> None:
         grpc_server = await grpc_api.start(served)
         runner = await rest.start(served, metrics_path) if given.rest_api_port else None
         if given.model_config_file and given.model_config_file_poll_wait_seconds > 0:
-            working.append(asyncio.create_task(_poll_config(served)))
+            working.append(asyncio.create_task(_poll_config(served, seen)))
         ports = f"gRPC on {given.host}:{given.port}" + f", REST on http://{given.host}:{given.rest_api_port}" * bool(
             runner
         )
@@ -107,10 +110,9 @@ async def _poll_folders(served: Core) -> None:
         served.models.aspire()
 
 
-async def _poll_config(served: Core) -> None:
-    """Apply the configuration file again whenever its text has changed; a wrong one leaves things as they are."""
+async def _poll_config(served: Core, seen: bytes) -> None:
+    """Apply the configuration file again whenever it is not as `seen`; a wrong one leaves things as they are."""
     path = Path(served.flags.model_config_file)
-    seen = path.read_bytes()
     while True:
         await asyncio.sleep(served.flags.model_config_file_poll_wait_seconds)
         try:
