@@ -20,6 +20,7 @@ from test_serving import LINE, ask, predict_request
 from frostline import serving
 from frostline.serving import backends
 from frostline.serving.flags import Flags
+from frostline.serving.status import Refused
 
 RETRY = ["--max_num_load_retries=100", "--load_retry_interval_micros=200000"]
 
@@ -157,6 +158,24 @@ def test_a_version_that_cannot_warm_up_gives_its_memory_back(monkeypatch):
     with pytest.raises(KeyError, match="no such signature"):
         made.models._load("m", 3, Path("m/3"))
     assert closed == ["m 3"] and not made.limits
+
+
+def test_a_large_request_is_looked_at_beside_the_others(monkeypatch):
+    from frostline.serving import core
+
+    threads = []
+
+    def look(servable, request):
+        threads.append(threading.current_thread().name)
+        raise core.invalid("enough")
+
+    monkeypatch.setitem(core.jobs.JOBS, "Predict", look)
+    made = core.make(Flags())
+    monkeypatch.setattr(made.models, "borrow", contextlib.nullcontext)
+    for image in (b"", bytes(2 * core.LARGE)):
+        with pytest.raises(Refused, match="enough"):
+            asyncio.run(core.answer(made, "Predict", predict_request("m", image_bytes=[image])))
+    assert threads[0] == "MainThread" and threads[1].startswith("request")
 
 
 @contextlib.contextmanager

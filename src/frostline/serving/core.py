@@ -22,6 +22,7 @@ from frostline.serving.versions import Models
 
 T = TypeVar("T")
 MAX_WAITING = 1024  # requests that have no thread yet
+LARGE = 2**20  # bytes of a request that is looked at in a thread, while others are answered
 IN_BUNDLE = "batching_params.pbtxt"
 SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
@@ -123,7 +124,10 @@ async def _run(core: Core, request: Any, response: Any, *, name: str) -> None:
     if name == "MultiInference" and not request.tasks:
         raise invalid("Inference request must have at least one task.")
     with core.models.borrow((request.tasks[0] if name == "MultiInference" else request).model_spec) as servable:
-        job = jobs.JOBS[name](servable, request)
+        if request.ByteSize() > LARGE:
+            job = await in_thread(core, jobs.JOBS[name], servable, request)
+        else:
+            job = jobs.JOBS[name](servable, request)
         job.fill(response, await run(core, servable, job))
 
 
