@@ -69,6 +69,15 @@ def test_a_missing_base_path_is_named(tmp_path):
         config.wanted(models(tmp_path / "none")["a"])
 
 
+def test_a_folder_that_may_not_be_looked_into_is_told(base, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(Refused, match=r"for servable m with error .* Permission denied"):
+        config.wanted(config.Model("m", base))
+
+
 def test_labels_need_an_available_version_unless_they_are_new_and_allowed(base):
     old = models(base, 'version_labels { key: "stable" value: 1 }')
     new = models(base, 'version_labels { key: "stable" value: 2 }')

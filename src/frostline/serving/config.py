@@ -49,11 +49,11 @@ def wanted(model: Model) -> dict[int, Path]:
     A version is a child whose name is a whole number; all other children are passed over.
     """
     try:
-        children = [child for child in model.base_path.iterdir() if re.fullmatch("[0-9]+", child.name)]
+        children = [c for c in model.base_path.iterdir() if re.fullmatch("[0-9]+", c.name) and c.is_dir()]
     except OSError as error:
         about = f"Could not find base path {model.base_path} for servable {model.name}"
         raise Refused("NOT_FOUND", f"{about} with error {error}") from error
-    versions = {int(child.name): child for child in children if int(child.name) <= MAX_VERSION and child.is_dir()}
+    versions = {int(child.name): child for child in children if int(child.name) <= MAX_VERSION}
     chosen = model.specific or sorted(versions, reverse=True)[: model.newest]
     return {number: versions[number] for number in chosen if number in versions}
 
