@@ -97,7 +97,7 @@ CASES = {
     "vgg16_float32": Case("the same, float32 alone", VGG16 + HEAD, {"notebook_vgg16.py 256": 1}, 12),
     "vgg16_search": Case("VGG16 frozen, six trials", VGG16 + HEAD + SEARCH, {"notebook_vgg16.py 256": 6}, 80),
     "vgg16_added": Case("one more seed of the VGG16 head", VGG16 + HEAD, {"notebook_vgg16.py 256": 1}, 100),
-    "split": Case("CIFAR-10 split, two rows, three seeds", SPLIT + ROWS, SPLIT_NOTEBOOKS, 2.5),
+    "split": Case("CIFAR-10 split, two rows, three seeds", SPLIT + ROWS, SPLIT_NOTEBOOKS, 4),
     "split_inference": Case("the same, inference_prefix", SPLIT + ROWS, SPLIT_NOTEBOOKS, 15),
     "all": Case(
         "CIFAR-10 split, everything trained",

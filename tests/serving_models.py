@@ -38,6 +38,23 @@ def save_line(folder, slope, offset, warmup=None):
     return folder
 
 
+def save_xla(folder):
+    """2 * x by a function that demands XLA."""
+    import tensorflow as tf
+
+    class Double(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def answer(self, x):
+            return {"y": self.compiled(x)}
+
+        @tf.function(jit_compile=True)
+        def compiled(self, x):
+            return 2 * x
+
+    model = Double()
+    tf.saved_model.save(model, str(folder), signatures={"serving_default": model.answer})
+
+
 def write_warmup(folder, records):
     """Serialized PredictionLogs as the warm-up of a version."""
     import tensorflow as tf

@@ -111,6 +111,28 @@ def test_trials_of_a_search_are_published_where_asked_for_alone(tmp_path, monkey
     assert chosen == [{"c-head", "c-head_best"}, {"c-head_trial_1"}]
 
 
+def test_an_unknown_variant_is_named(tmp_path, capsys):
+    assert run("export", tmp_path, "--variant", "int4") == 2
+    assert "unknown variant 'int4'; did you mean 'int8'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("wrong", "status", "text"), [([], 0, "m 3: ok"), (["a", "b"], 1, "m 3: a; b")])
+def test_check_says_what_is_wrong(wrong, status, text, tmp_path, capsys, monkeypatch):
+    from frostline.exporting import checking
+
+    found = [{"model": "m", "version": "3", "wrong": wrong}]
+    monkeypatch.setattr(checking, "check", lambda exports: found)
+    assert run("check", tmp_path) == status
+    assert capsys.readouterr().out.strip() == text
+    assert run("check", tmp_path, "--format", "json") == status
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_check_without_models(tmp_path, capsys):
+    assert run("check", tmp_path) == 2
+    assert "holds no published model; type: frostline run" in capsys.readouterr().err
+
+
 def test_table_reads_several_folders(tmp_path, capsys):
     from test_tables import train
 

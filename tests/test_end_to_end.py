@@ -118,6 +118,7 @@ def test_published_models_answer_on_every_runtime_and_missing_devices_are_skippe
     assert gpu and {r["outcome"] for r in gpu} <= {"ok", "skipped"}
     manifest = json.loads((place / "exports/saved_model/tiny.output/1/manifest.json").read_text())
     assert manifest["seed"] == 0 and manifest["class_names"] == ["5", "6"]
+    assert 'base_path: "/models/tiny.output"' in (place / "exports/serving/models.config").read_text()
 
 
 def test_a_repetition_does_again_only_what_failed(place, first):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import stat
 
 import keras
@@ -11,8 +12,10 @@ import tensorflow as tf
 from onnx import TensorProto, helper
 
 from frostline import batching, datasets, exporting
-from frostline.exporting import ParityError, parity, saved_model, versions, warmup
+from frostline.datasets import Dataset, Split
+from frostline.exporting import ParityError, parity, saved_model, variants, versions, warmup
 from frostline.exporting import onnx as to_onnx
+from frostline.heads import probabilities
 from frostline.runtimes import keras_predict
 from frostline.runtimes import onnxruntime as on_runtime
 from frostline.serving import protos
@@ -86,9 +89,22 @@ def test_the_manifest_tells_what_is_in_the_folder(published):
         assert FACTS.items() <= manifest.items()
         assert manifest["class_names"] == ["a", "b", "c"] and manifest["activation"] == "softmax"
         assert manifest["input"] == {"name": "images", "dtype": "uint8", "shape": [None, 8, 8, 3]}
-        assert manifest["outputs"]["logits"]["shape"] == [None, 3]
+        assert manifest["sizes"] == {path: (folder / path).stat().st_size for path in others}
         assert manifest["graph"] == published.graph
         assert manifest["parity"]["differences"].keys() == {*versions.KINDS, "serving_bytes"}
+
+
+def test_the_manifests_have_the_signatures(published, exports):
+    def told(tensors):
+        return {alias: {"dtype": dtype.name, "shape": shape} for alias, (dtype, shape) in tensors.items()}
+
+    expected = {
+        name: {"inputs": told({alias: rest}), "outputs": told(outputs)}
+        for name, ((alias, *rest), outputs) in SIGNATURES.items()
+    }
+    served, converted = (exporting.current(exports, "tiny.output", kind) for kind in ("saved_model", "onnx"))
+    assert served["signatures"] == expected
+    assert converted["signatures"] == {"serving_default": expected["serving_default"]}
 
 
 def test_every_user_may_read_a_version(published):
@@ -157,7 +173,7 @@ def test_names_and_scores_of_the_best_classes(tmp_path):
 
 
 def test_a_graph_for_a_gpu_has_no_strings(published):
-    session = onnxruntime.InferenceSession(on_runtime._without_strings(published.paths["onnx"] / "model.onnx"))
+    session = onnxruntime.InferenceSession(on_runtime.without_strings(published.paths["onnx"] / "model.onnx"))
     whole = onnxruntime.InferenceSession(published.paths["onnx"] / "model.onnx")
     names = ["logits", "probabilities", "top_k_scores"]
     assert [output.name for output in session.get_outputs()] == names
@@ -544,3 +560,120 @@ def test_an_artifact_may_be_as_far_off_as_the_model_itself_is(rounding, good, tm
     else:
         with pytest.raises(ParityError, match=r"onnx 9\.99e-05, .* 1e-05 is allowed"):
             publish(network(), tmp_path)
+
+
+# -- variants of the ONNX file -------------------------------------------------------------------------
+
+
+def split(start, count, classes=3):
+    images = np.random.default_rng(1).integers(0, 256, (120, 8, 8, 3), dtype=np.uint8)[start : start + count]
+    return Split(images, np.arange(count, dtype=np.int32) % classes, [str(start + i) for i in range(count)])
+
+
+DATA = Dataset(split(0, 60), split(60, 30), split(90, 30), CLASSES)
+
+
+def publish_variants(exports, data=DATA):
+    return exporting.publish(
+        network(scale=1 / 64),
+        name="tiny.output",
+        activation="softmax",
+        class_names=CLASSES,
+        images=IMAGES,
+        facts=FACTS,
+        exports=exports,
+        data=data,
+        onnx_variants=exporting.VARIANTS,
+    )
+
+
+def test_the_variants(tmp_path, monkeypatch):
+    seen = []
+    int8 = variants.int8
+    monkeypatch.setattr(variants, "int8", lambda *args: seen.append(args[2]) or int8(*args))
+    found = publish_variants(tmp_path)
+    assert {name: about["outcome"] for name, about in found.variants.items()} == dict.fromkeys(exporting.VARIANTS, "ok")
+    assert found.variants["int8"]["calibration_images"] == 30 and found.variants["int8"]["images"] == 30
+    assert np.array_equal(seen[0], DATA.train.images[np.linspace(0, 59, 30).astype(int)]), "training images alone"
+    assert exporting.current(tmp_path, "tiny.output")["variants"] == found.variants
+    labels = DATA.test.labels
+    expected = float((network(scale=1 / 64)(DATA.test.images).numpy().argmax(axis=1) == labels).mean())
+    assert found.accuracy["saved_model"] == found.accuracy["onnx_float32"] == pytest.approx(expected)
+    assert found.accuracy.keys() == {"saved_model", "onnx_float32", "onnx_int8", "onnx_float16"}
+    types = {name: {t.data_type for t in onnx.load(path).graph.initializer} for name, path in onnx_files(found).items()}
+    assert TensorProto.INT8 in types["int8"] and TensorProto.FLOAT16 in types["float16"]
+    assert TensorProto.INT8 not in types["float32"]
+    for name in exporting.VARIANTS:
+        answer = on_runtime.outputs(found.paths["onnx"], "cpu", variant=name)(IMAGES)
+        assert {output: value.dtype.kind for output, value in answer.items()} == {
+            "logits": "f", "probabilities": "f", "top_k_scores": "f", "top_k_classes": "O"
+        }  # fmt: skip
+        np.testing.assert_allclose(answer["probabilities"], probabilities(answer["logits"]), atol=1e-6)
+
+
+def onnx_files(found):
+    return {name: found.paths["onnx"] / about["file"] for name, about in found.variants.items()}
+
+
+def test_variants_that_fail_are_left_out_and_the_others_published(tmp_path, monkeypatch):
+    def ruin(source, target, images):
+        proto = onnx.load(source)
+        bias = next(t for t in proto.graph.initializer if list(t.dims) == [3] and t.data_type == TensorProto.FLOAT)
+        bias.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 0, 1e6], np.float32), bias.name))
+        onnx.save(proto, target)
+
+    def fail(source, target):
+        raise KeyError("an operator\nof another kind")
+
+    monkeypatch.setattr(variants, "int8", ruin)
+    monkeypatch.setattr(variants, "float16", fail)
+    found = publish_variants(tmp_path)
+    assert {name: about["outcome"] for name, about in found.variants.items()} == {
+        "float32": "ok", "int8": "failed", "float16": "failed"
+    }  # fmt: skip
+    assert "the best class is that of float32 for" in found.variants["int8"]["reason"]
+    assert found.variants["float16"]["reason"].startswith("KeyError: ")
+    assert files(found.paths["onnx"]) == ["manifest.json", "model.onnx"]
+    assert found.accuracy.keys() == {"saved_model", "onnx_float32"}
+
+
+def test_what_validates_on_test_images_is_judged_by_training_images():
+    data = Dataset(DATA.train, DATA.test, DATA.test, CLASSES)
+    calibration, judged = variants._parts(data)
+    assert len(calibration) == len(judged.labels) == 30
+    assert set(judged.keys) < set(DATA.train.keys)
+    assert not {x.tobytes() for x in calibration} & {x.tobytes() for x in judged.images}
+
+
+GOOD = np.eye(4, dtype=np.float32)[np.arange(200) % 4]
+LABELS = np.arange(200) % 4
+
+
+def worse(count, to=1):
+    """The logits with the first `count` images in another class."""
+    logits = GOOD.copy()
+    logits[:count] = np.roll(logits[:count], to, axis=1)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "logits", "labels", "reason"),
+    [
+        ("int8", GOOD, LABELS, None),
+        ("float16", GOOD, LABELS, None),
+        ("int8", worse(3), LABELS, None),  # 0.015 lost, and 0.009 is the standard error
+        ("int8", worse(5), LABELS, r"top-1 falls by 0.0250 ± 0.0110, 0.01 is allowed"),
+        ("int8", worse(5), (LABELS + 2) % 4, None),  # wrong before and after
+        ("int8", worse(21), (LABELS + 2) % 4, r"the best class is that of float32 for 0.895 of the images, not 0.9"),
+        ("float16", GOOD * 1.001, LABELS, None),
+        ("float16", GOOD * 1.003, LABELS, r"logits differ by 0.003 of the largest, 0.002 is allowed"),
+        ("int8", GOOD * np.nan, LABELS, "its logits are not finite"),
+    ],
+)
+def test_the_verdict_over_a_variant(name, logits, labels, reason):
+    verdict = variants.judge(name, GOOD, logits, labels)
+    assert verdict.images == 200
+    if reason is None:
+        assert verdict.reason is None
+    else:
+        assert re.fullmatch(reason, verdict.reason)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline import children, choice, harness, inference, matrix, plan, records, serving, studies
+from frostline import children, choice, datasets, harness, inference, matrix, plan, records, serving, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Member, Places
@@ -813,6 +813,40 @@ def test_a_missing_weights_file_is_named(tiny_study, places):
         harness.plan_runs(study, Options(), places)
 
 
+def test_who_waits_for_the_features_of_another_is_told_so(places, planned, monkeypatch):
+    shown = []
+    told = [{"event": "waiting"}, {"event": "features", "done": 5, "total": 1000}]
+
+    def run(module, job, *, log, on_event, deadline):
+        for event in told:
+            on_event(event)
+
+    monkeypatch.setattr(children, "run", run)
+    monkeypatch.setattr(harness.Progress, "show", lambda self, text, advance=0.0: shown.append(text))
+    harness.train_all(planned[:1], [Setting("float32", "off", ())], places)
+    label = "[1/1] output seed 0"
+    assert shown[1:] == [
+        f"{label}: waiting for another command that computes the same features",
+        f"{label}: features of 5 of 1,000 images",
+    ]
+
+
+def test_data_and_files_are_hashed_once_where_hashes_are_kept(tiny_study, places, tmp_path, monkeypatch):
+    weights = tmp_path / "my.weights.h5"
+    weights.write_bytes(b"weights")
+    study = studies.parse(tiny_study.replace('"none"', f'"{weights}"'), "tiny")
+    read, original = [], datasets.fingerprint
+    monkeypatch.setattr(datasets, "fingerprint", lambda data, **how: (read.append(data), original(data, **how))[1])
+    digests = {}
+    first = harness.plan_runs(study, Options(), places, (), digests)
+    weights.unlink()
+    assert harness.plan_runs(study, Options(only=("all",)), places, (), digests) == first[1:]
+    assert len(read) == 1 and set(digests) == {read[0], str(weights)}
+    with pytest.raises(UserError, match="cannot read the network or weights file"):
+        harness.plan_runs(study, Options(), places)
+    assert len(read) == 2
+
+
 def test_an_export_that_dies_is_recorded_and_the_others_go_on(places, planned, monkeypatch):
     places.results.mkdir()
     for run in planned:
@@ -876,6 +910,29 @@ def test_an_unchanged_run_is_not_published_twice(places, planned, monkeypatch):
     finish(planned[0], places.results)
     publish(places, planned[0], "t")
     assert harness.export_models({planned[0].configuration}, places)
+
+
+def test_a_variant_that_is_not_there_is_published_with_those_that_are(places, planned, monkeypatch):
+    jobs = []
+
+    def spawn(job, places, log, on_event):
+        jobs.append([entry["variants"] for entry in job["chosen"]])
+        for entry in job["chosen"]:
+            on_event({"event": "exporting", "model": entry["record"]["model"]})
+
+    monkeypatch.setattr(harness, "spawn", spawn)
+    places.results.mkdir()
+    for run in planned:
+        finish(run, places.results)
+    publish(places, planned[0], "t", variants={"float32": {}, "int8": {}})
+    configurations = {run.configuration for run in planned}
+    assert harness.export_models(configurations, places)
+    assert harness.export_models(configurations, places, ["float16"])
+    assert harness.export_models({planned[0].configuration}, places, ["int8"])
+    assert jobs == [
+        [["float32", "int8"]],
+        [["float32", "int8", "float16"], ["float32", "float16"]],
+    ]
 
 
 def test_a_quick_try_is_not_published_over_the_real_model(places, planned, monkeypatch, capsys):

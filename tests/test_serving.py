@@ -27,6 +27,7 @@ def exports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     serving_models.save_line(folder / "saved_model" / "half_plus_two" / "1", 0.5, 2.0)
     serving_models.save_images(folder / "saved_model" / "images" / "7")
+    serving_models.save_xla(folder / "saved_model" / "xla" / "1")
     return folder
 
 
@@ -446,9 +447,15 @@ def test_plain_curl(server, tmp_path):
 # -- starting and ending ---------------------------------------------------------------------------------
 
 
-def test_running_ends_its_server(exports):
-    with serving.running(exports, ["half_plus_two"], backend="embedded") as running:
+def test_xla_is_off_as_in_a_stock_server(server):
+    status, found = ask(server, "/v1/models/xla:predict", {"instances": [1.0]})
+    assert status == 500 and "XLA compilation disabled" in found["error"]
+
+
+def test_running_serves_what_is_asked_for_and_ends(exports):
+    with serving.running(exports, ["xla"], backend="embedded", flags=["--xla_cpu_compilation_enabled"]) as running:
         assert (running.backend, running.rest[:17]) == ("embedded", "http://127.0.0.1:")
+        assert ask(running, "/v1/models/xla:predict", {"instances": [1.0]}) == (200, {"predictions": [2.0]})
         assert ask(running, "/v1/models/images")[0] == 404  # was not asked for
     with pytest.raises(OSError, match="refused"):
         ask(running, LINE)
@@ -489,7 +496,7 @@ def test_the_command_says_what_it_is_and_ends_quietly_on_ctrl_c(exports):
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0 and "Traceback" not in err
     assert out.splitlines() == [
-        "models: half_plus_two, images",
+        "models: half_plus_two, images, xla",
         "backend: embedded, a small server of ours for development, with the same API",
     ]
     assert f"the embedded development server answers: gRPC on 127.0.0.1:{port}" in err and "XLA is off" in err

@@ -138,6 +138,16 @@ def test_a_model_that_cannot_come_up_fails_the_configuration(base):
     asyncio.run(scene())
 
 
+def test_one_good_version_is_enough_for_a_model_to_come_up(base):
+    async def scene():
+        (base / "2").mkdir()
+        async with models(Shelf(bad=[2])) as served:
+            await served.apply({"m": Model("m", base, None)})  # all versions; the newest is tried first
+            assert (state(served, 1), state(served, 2)) == ("AVAILABLE", "END")
+
+    asyncio.run(scene())
+
+
 def test_labels_move_to_loaded_versions_only(base):
     async def scene():
         (base / "2").mkdir()

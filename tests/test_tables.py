@@ -309,6 +309,14 @@ def test_only_what_was_asked_is_shown_when_asked():
     assert "0.5000" in shown and "0.1000" not in shown
 
 
+def test_a_refused_variant_is_told_once_with_its_reason():
+    told = {"variant": "int8", "outcome": "skipped", "reason": "int8 is not published: top-1 falls by 0.0300"}
+    records = [*RECORDS, infer("toy.all", "onnxruntime", **told), infer("toy.all", "onnxruntime", batch=32, **told)]
+    found = "\n".join(lines(records=records))
+    assert found.count("toy.all: int8 is not published: top-1 falls by 0.0300.") == 1
+    assert "not published" not in "\n".join(lines())
+
+
 def test_a_refused_export_is_a_row():
     refused = {"kind": "export", "study": "toy", "freeze": "all", "model": "toy.all", "run": "r", "outcome": "failed",
                "reason": "ParityError: 0.1", "version": None}  # fmt: skip

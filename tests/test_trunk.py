@@ -294,8 +294,8 @@ def precision():
     device.configure("float32")
 
 
-@pytest.mark.parametrize("name", ["float32", "mixed_bfloat16"])
-def test_answers_of_a_trunk_are_those_of_the_suffix_step_by_step(precision, name):
+@pytest.mark.parametrize(("name", "xla"), [("float32", False), ("float32", True), ("mixed_bfloat16", False)])
+def test_answers_of_a_trunk_are_those_of_the_suffix_step_by_step(precision, name, xla):
     precision(name)
     network, above = suffix("head/output")
     cut = frontier.trunk(above)
@@ -304,7 +304,7 @@ def test_answers_of_a_trunk_are_those_of_the_suffix_step_by_step(precision, name
     labels, orders = np.arange(10), [np.random.default_rng(epoch).permutation(10) for epoch in range(2)]
     states = [x.seed_generator.state for x in network.model.layers if isinstance(x, Dropout)]
     ticks = itertools.count()
-    settings = {"epochs": 2, "batch_size": 4, "xla": False, "read": lambda: float(next(ticks))}
+    settings = {"epochs": 2, "batch_size": 4, "xla": xla, "read": lambda: float(next(ticks))}
     one, kept = trunk.share(None, cut, arrays, labels, **settings)
     assert [one.show(epoch, order) for epoch, order in enumerate(orders)] == [0.0, 0.0]
     one.finish(1)

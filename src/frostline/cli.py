@@ -357,9 +357,11 @@ def _records(folders: list[Path]) -> list[dict[str, Any]]:
 
 def export(args: argparse.Namespace) -> int:
     """Publish the models of a results folder that are not published yet."""
-    from frostline import deploy, harness, records
-    from frostline.errors import nearest
+    from frostline import deploy, exporting, harness, records
+    from frostline.errors import lookup, nearest
 
+    for name in args.variant:
+        lookup(dict.fromkeys(exporting.VARIANTS), name, "variant")
     places = harness.Places(args.results, args.exports, args.data_dir)
     configurations = records.configurations(records.read(args.results))
     known = sorted({c.freeze for c in configurations})

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
@@ -42,6 +41,7 @@ from frostline.studies import Study
 STARTING = "starting TensorFlow"  # what a child does before its first event
 OWN_PROCESS_SECONDS = 20.0  # a pass that takes longer gets a process of its own: bench/NOTES.md
 Event = dict[str, Any]
+Digests = dict[studies.Data | str, str]  # fingerprints of data, and hashes of files by their path
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,23 @@ def run_study(
     """
     started = time.monotonic()
     study = load(name, options)
+    digests: Digests = {}
     with records.lock(places.results):
         known = set() if fresh else finished(places.results)
-        planned, trained = plan_runs(study, options, places, known), 0
+        planned, trained = plan_runs(study, options, places, known, digests), 0
         tell_finished(study.name, planned, known)
         settled: tuple[list[Event], str] | None = None
         while pending := [run for run in planned if run.identity not in known]:
             if settled is None:  # the whole study, also under --only: `auto` chooses once for all of its rows
-                everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
+                everything = plan_runs(study, dataclasses.replace(options, only=()), places, known, digests)
                 settled = settle(everything, pending, places, fresh=fresh, where=name)
             untrained = take_over(pending, planned, places.results)
             settings = [choice.pick(settled[0], run, settled[1]) for run in untrained]
             train_all(untrained, settings, places, done=len(planned) - len(untrained))
             trained += len(untrained)
             known |= {run.identity for run in pending}
-            planned = plan_runs(study, options, places, known) if study.search else planned  # what follows from these
+            if study.search:  # whose next trials follow from these
+                planned = plan_runs(study, options, places, known, digests)
         good = all_ok(planned, places.results)
         published = [run for run in planned if not run.trial]
         if export:
@@ -167,8 +169,9 @@ def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
     study = load(name, options)
     known = finished(places.results)
-    planned = plan_runs(study, options, places, known)
-    everything = plan_runs(study, dataclasses.replace(options, only=()), places, known)
+    digests: Digests = {}
+    planned = plan_runs(study, options, places, known, digests)
+    everything = plan_runs(study, dataclasses.replace(options, only=()), places, known, digests)
     names = [(run.freeze.name, run.variant) for run in planned]
     searches = {run.freeze.name: plan.heading(run)["search"] for run in planned}
     asked = set(map(_shape, planned))
@@ -216,19 +219,28 @@ def _look(planned: list[Run], places: Places, **asked: Any) -> Event:
             raise children.Died(str(error).partition(" (see ")[0]) from error
 
 
-def plan_runs(study: Study, options: Options, places: Places, known: Collection[str] = ()) -> list[Run]:
+def plan_runs(
+    study: Study,
+    options: Options,
+    places: Places,
+    known: Collection[str] = (),
+    digests: Digests | None = None,
+) -> list[Run]:
     """The runs of a study with their identities; reads the data's files, loads no TensorFlow.
 
-    Trials of a search, and its best, follow from the records of `known` identities.
+    Trials of a search, and its best, follow from the records of `known` identities. Data and files whose hash is among
+    the `digests` are not read again; those that are read are added.
     """
+    hashed = {} if digests is None else digests
     believed = {identity: record for identity, record in newest(places.results).items() if identity in known}
 
-    @functools.cache
     def digest(path: str) -> str:
         try:
-            return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+            if path not in hashed:
+                hashed[path] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"cannot read the network or weights file {path}: {error.strerror}") from error
+        return hashed[path]
 
     with Progress(1, "downloads") as progress:
 
@@ -236,9 +248,10 @@ def plan_runs(study: Study, options: Options, places: Places, known: Collection[
             of = f" of {total / 2**20:.0f}" if total else ""
             progress.show(f"downloading {file}: {done / 2**20:.0f}{of} MiB")
 
-        @functools.cache
         def fingerprint(data: studies.Data) -> str:
-            return datasets.fingerprint(data, data_dir=places.data_dir, report=report)
+            if data not in hashed:
+                hashed[data] = datasets.fingerprint(data, data_dir=places.data_dir, report=report)
+            return hashed[data]
 
         resolved = plan.resolve(study, options)
         found: dict[str, search.Outcome] = {}
@@ -576,9 +589,9 @@ def _train(group: list[Member], places: Places, progress: Progress) -> tuple[lis
             progress.begin(current.epochs)
             progress.show(current.label)
         elif event["event"] == "features":
-            images = f"features of {event['done']:,} of {event['total']:,} images"
-            waits = "waiting for another command that computes the same features"
-            progress.show(f"{current.label}: {images if event['total'] else waits}")
+            progress.show(f"{current.label}: features of {event['done']:,} of {event['total']:,} images")
+        elif event["event"] == "waiting":
+            progress.show(f"{current.label}: waiting for another command that computes the same features")
         elif event["event"] == "made":
             computed.extend(event["keys"])
         elif event["event"] == "epoch":

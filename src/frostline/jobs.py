@@ -601,7 +601,7 @@ def _compute(needs: Sequence[prefix.Need], splits: dict[str, prefix.Images], run
     def report(done: int, total: int) -> None:
         emit("features", done=done, total=total)
 
-    return prefix.compute(needs, splits, about=about, report=report)
+    return prefix.compute(needs, splits, about=about, report=report, waiting=lambda: emit("waiting"))
 
 
 def build(run: Run, dataset: datasets.Dataset) -> models.Network:

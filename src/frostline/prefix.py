@@ -69,11 +69,12 @@ def compute(
     about: Mapping[str, Any],
     limit_bytes: int | None = None,
     report: Report = lambda done, total: None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> set[str]:
     """Make the features that are not there yet of uint8 images [N, H, W, 3]; returns the keys computed now.
 
-    Frontiers below others are computed in one pass with them. `report` is told images done and all images, or twice 0
-    where another process that makes the same is waited for. Raises UserError when the disk has no room.
+    Frontiers below others are computed in one pass with them. `report` is told images done and all images; `waiting` is
+    called before another process that makes the same is waited for. Raises UserError when the disk has no room.
     """
     computed: set[str] = set()
     missing = {n.key: n for n in needs if features.about(n.key) is None}
@@ -89,7 +90,7 @@ def compute(
             return told
 
         ordered = sorted(together, key=lambda n: n.key)
-        _write_all(ordered, {}, run, splits, about, limit_bytes, waiting=lambda: report(0, 0))
+        _write_all(ordered, {}, run, splits, about, limit_bytes, waiting)
     return computed
 
 

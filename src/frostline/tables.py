@@ -538,8 +538,10 @@ def _answers(infer: list[Row], form: Form) -> str:
         trained = _plain("trained_test_top1", digits=4)(source)
         table.append([model, version, _plain("seed", digits=0)(source), trained, *shown])
     headers = ["model", "version", "seed", "as trained", *runtimes]
-    note = "The seed is the one with the median validation top-1 (the lower of two)."
-    return _tabulate(table, headers, form) + "\n\n" + _note(note, form)
+    notes = ["The seed is the one with the median validation top-1 (the lower of two)."]
+    lacking = [r for r in infer if r["variant"] and f"{r['variant']} is not published" in str(r["reason"])]
+    notes += dict.fromkeys(f"{r['model']}: {r['reason']}." for r in lacking)
+    return _tabulate(table, headers, form) + "\n\n" + _note("\n".join(notes), form)
 
 
 def _titled(text: str, form: Form, title: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -140,19 +139,32 @@ def judge(name: str, reference: np.ndarray, found: np.ndarray, labels: np.ndarra
 
 
 def float16(source: Path, target: Path) -> None:
-    """Weights and activations in float16 for a GPU, inputs and outputs as they were; what follows the logits stays."""
+    """Weights and activations in float16 for a GPU; inputs, logits and what follows them stay in float32."""
     import onnx
-    from onnxruntime.quantization.onnx_model import ONNXModel
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.float16 import convert_float_to_float16
 
     proto = onnx.load(source)
-    after = _named_after_logits(proto)
-    half = convert_float_to_float16(
-        proto, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=after
-    )
-    ONNXModel(
-        half
-    ).topological_sort()  # the converter puts its casts of outputs last, and what follows the logits reads one
+    graph = proto.graph
+    tail, outputs = _after_logits(proto), list(graph.output)
+    for node in tail:
+        graph.node.remove(node)
+    # The converter would round the outputs of nodes that it is told to leave alone, so it does not see them.
+    constants = [tensor for tensor in graph.initializer if any(tensor.name in node.input for node in tail)]
+    for tensor in constants:
+        if not any(tensor.name in node.input for node in graph.node):
+            graph.initializer.remove(tensor)
+    del graph.output[:]
+    graph.output.extend(output for output in outputs if output.name == "logits")
+    half = convert_float_to_float16(proto, keep_io_types=True)
+    for tensor in constants:
+        added = half.graph.initializer.add()
+        added.CopyFrom(tensor)
+        added.name = f"{tensor.name}/after_logits"
+        for node in tail:
+            node.input[:] = [added.name if name == tensor.name else name for name in node.input]
+    half.graph.node.extend(tail)
+    del half.graph.output[:]
+    half.graph.output.extend(outputs)
     onnx.checker.check_model(half, full_check=True)
     onnx.save(half, target)
 
@@ -179,7 +191,7 @@ def int8(source: Path, target: Path, images: np.ndarray) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_named_after_logits(proto),
+            nodes_to_exclude=[node.name for node in _after_logits(proto)],
         )
     onnx.checker.check_model(onnx.load(target), full_check=True)
 
@@ -198,13 +210,13 @@ def _reader(images: np.ndarray) -> Any:
     return Reader()
 
 
-def _named_after_logits(proto: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that read the logits or what comes of them; those without a name are given one."""
-    numbers = itertools.count()
-    after, names = {"logits"}, []
+def _after_logits(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that read the logits or what comes of them; those without a name are given one."""
+    after = {"logits"}
+    nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:  # a node comes after the nodes it reads
         if not after.isdisjoint(node.input):
-            node.name = node.name or f"after_logits_{next(numbers)}"
+            node.name = node.name or f"after_logits_{len(nodes)}"
             after.update(node.output)
-            names.append(node.name)
-    return names
+            nodes.append(node)
+    return nodes

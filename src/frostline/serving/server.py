@@ -19,6 +19,8 @@ from frostline.serving.flags import Flags
 from frostline.serving.status import Refused
 from frostline.serving.versions import say
 
+NEW_MODELS_SECONDS = 60.0  # after which a changed configuration is looked at again, whatever lacks
+
 
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop; 0 then, 1 where models do not come up, 2 for a mistake in what was asked."""
@@ -114,8 +116,11 @@ async def _poll_config(served: Core) -> None:
         try:
             if seen == (seen := path.read_bytes()):
                 continue
-            await served.models.apply(config.models(protos.read(path, protos.ModelServerConfig)))
+            asked = config.models(protos.read(path, protos.ModelServerConfig))
+            await asyncio.wait_for(served.models.apply(asked), NEW_MODELS_SECONDS)
             say(f"{path} is in force")
+        except TimeoutError:
+            say(f"{path} is in force, but not all of its models are there yet")
         except (OSError, UserError, Refused) as error:
             say(f"{path} is not in force: {error}")
 

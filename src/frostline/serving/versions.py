@@ -58,9 +58,11 @@ class Models:
             new, self.models = asked.keys() - self.models.keys(), dict(asked)
             self.aspire()
             while waiting := [name for name in new if not self._in_state(name, "AVAILABLE")]:
-                failed = [f"{{name: {n} version: {v}}}" for n in waiting for v in self._in_state(n, "END", wanted=True)]
-                if failed:
-                    raise Refused("UNKNOWN", f"model(s) did not become available: {{{', '.join(failed)}}}")
+                for name in waiting:
+                    wanted = [number for number, version in self.versions[name].items() if version.wanted]
+                    if wanted and not set(wanted) - set(self._in_state(name, "END")):
+                        failed = ", ".join(f"{{name: {name} version: {number}}}" for number in wanted)
+                        raise Refused("UNKNOWN", f"model(s) did not become available: {{{failed}}}")
                 await self._changed.wait()
 
     def aspire(self) -> None:
@@ -88,9 +90,8 @@ class Models:
                     self._start(self._bring(name, number, path, version))
             self._drop(name)
 
-    def _in_state(self, name: str, state: str, wanted: bool | None = None) -> list[int]:
-        found = self.versions.get(name, {}).items()
-        return [number for number, v in found if v.state == state and wanted in (None, v.wanted)]
+    def _in_state(self, name: str, state: str) -> list[int]:
+        return [number for number, version in self.versions.get(name, {}).items() if version.state == state]
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
