@@ -505,6 +505,8 @@ def _runtime(row: Row) -> str:
 def _scenario(row: Row) -> str:
     if row["idle"] or not row["scenario"]:
         return "-"
+    if row["latency_bound_seconds"]:
+        return f"{row['scenario']}, p99 ≤ {row['latency_bound_seconds'] * 1e3:.3g} ms"
     return f"{row['scenario']} @{row['batch_size']}" if row["scenario"] == "offline" else row["scenario"]
 
 

@@ -39,6 +39,7 @@ OF_CELL = (
     "windows",
     "same_image_ratio",
     "latency_bound_seconds",
+    "latency_bound_asked_seconds",
     "loadgen",
     "log",
 )
@@ -125,6 +126,7 @@ class Cell:
     trouble: Row = field(default_factory=dict)
     spent: list[Spent] = field(default_factory=list)  # by test of LoadGen, those of the windows last
     bound_seconds: float | None = None
+    bound_asked_seconds: float | None = None
     same_image_ratio: float | None = None
 
     @property
@@ -436,6 +438,7 @@ class Bench:
     def _serve(self, cell: Cell, load: Load, answer: loadgen.Answer) -> None:
         """Find the highest rate of single images that keeps p99 within the bound; its windows are the cell's."""
         single = timing.sample(lambda: answer([0]), warmup=0, min_seconds=0, min_count=64, clock=self.clock)
+        cell.bound_asked_seconds = self.latency_bound
         cell.bound_seconds = self.latency_bound or BOUND_FACTOR * timing.percentile(single, 0.90)
         probes = 0
 
@@ -501,6 +504,7 @@ def _figures(cell: Cell, profile: Profile) -> Row:
         "windows": [list(pair) for pair in cell.pairs],
         "same_image_ratio": cell.same_image_ratio,
         "latency_bound_seconds": cell.bound_seconds,
+        "latency_bound_asked_seconds": cell.bound_asked_seconds,
         "loadgen": last[-1].told,
         "valid": valid,
         "outcome": "ok",
