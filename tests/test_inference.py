@@ -97,6 +97,7 @@ def test_one_record_per_scenario_and_batch_size(fake, clock, tmp_path):
     assert single["count"] >= 66 and single["images_per_second"] > 0 and offline["images_per_second"] > 0
     assert single["load_seconds"] == pytest.approx(2) and single["first_answer_seconds"] == pytest.approx(0.0001)
     assert single["test_top1"] == offline["test_top1"] == 0.9
+    assert single["warmup_calls"] == 4
     assert single["size_bytes"] == 1234 and single["peak_memory_bytes"] > 1 << 20
     for record in (single, offline):
         assert (record["kind"], record["model"], record["version"]) == ("infer", "tiny.output", 3)
@@ -129,6 +130,7 @@ def test_images_are_sent_in_another_order_again_and_again(fake, clock, tmp_path)
     fake(lambda images: seen.append(images.tobytes()) or right(images))
     measure(clock, tmp_path, cells=[("single_stream", 1)])
     timed = seen[7:73]  # after the accuracy pass and the warm-up
+    assert all(image == IMAGES[:1].tobytes() for image in seen[3:7])
     assert len(set(timed)) > 20 and set(timed) <= {image.tobytes() for image in IMAGES}
 
 

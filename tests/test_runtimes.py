@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from frostline import client, exporting, runtimes, serving
+from frostline import client, exporting, machine, runtimes, serving
 from frostline.errors import UserError
 from frostline.exporting.versions import KINDS
 from frostline.runtimes import RUNTIMES, How, Unavailable, onnxruntime
@@ -179,6 +179,17 @@ def test_no_driver_is_no_device(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert runtimes.cuda_devices() == 0
+
+
+def test_onnx_runtime_takes_the_threads_that_the_record_tells(exports, expected, monkeypatch):
+    import onnxruntime as ort
+
+    own, taken = ort.InferenceSession, []
+    monkeypatch.setattr(ort, "InferenceSession", lambda *args, **more: taken.append(args[1]) or own(*args, **more))
+    for threads in (0, 1):
+        manifest = exporting.current(exports, "softmax", "onnx")
+        RUNTIMES["onnxruntime"].open(exports / "onnx" / "softmax" / "1", manifest, How(threads=threads))
+    assert [options.intra_op_num_threads for options in taken] == [machine.cores(), 1]
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # ONNX Runtime's way to announce another device

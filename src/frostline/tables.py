@@ -86,6 +86,7 @@ INFER = (
     *INFER_KEY,
     "server",
     *FIGURES,
+    "warmup_calls",
     "latency_bound_seconds",
     "server_seconds",
     "client_seconds",

@@ -38,12 +38,13 @@ OF_CELL = (
     "stable",
     "windows",
     "same_image_ratio",
+    "warmup_calls",
     "latency_bound_seconds",
     "latency_bound_asked_seconds",
     "loadgen",
     "log",
 )
-WARMUP_CALLS = 3
+WARMUP_CALLS = 4  # of each batch size, the first of which may trace or compile a function
 LEAST_IMAGE_SECONDS = 5e-6  # what LoadGen and Python take themselves: no runtime is expected to be faster
 ACCURACY_BATCH = 32
 WORKERS = 16  # requests in flight at most, in the server scenario
@@ -429,10 +430,11 @@ class Bench:
         return answer, finish
 
     def warm_up(self, cell: Cell) -> None:
-        """Find the seconds of a call, the shortest of a few after the first, which may trace or compile a function."""
+        """Find the seconds of a call, the shortest of a few after the first."""
         answer, _ = self._answer(cell)
         rows = (np.arange(cell.batch_size) % len(self.given.images)).tolist()
-        seconds = timing.sample(lambda: answer(rows), warmup=1, min_seconds=0, min_count=WARMUP_CALLS, clock=self.clock)
+        count = WARMUP_CALLS - 1
+        seconds = timing.sample(lambda: answer(rows), warmup=1, min_seconds=0, min_count=count, clock=self.clock)
         cell.call_seconds = max(min(seconds), LEAST_IMAGE_SECONDS * cell.batch_size)
 
     def _serve(self, cell: Cell, load: Load, answer: loadgen.Answer) -> None:
@@ -503,6 +505,7 @@ def _figures(cell: Cell, profile: Profile) -> Row:
         "stable": stable,
         "windows": [list(pair) for pair in cell.pairs],
         "same_image_ratio": cell.same_image_ratio,
+        "warmup_calls": WARMUP_CALLS,
         "latency_bound_seconds": cell.bound_seconds,
         "latency_bound_asked_seconds": cell.bound_asked_seconds,
         "loadgen": last[-1].told,
