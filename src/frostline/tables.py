@@ -729,8 +729,8 @@ def _setting(row: Row) -> str:
 
 SCENARIO_NOTE = (
     "single_stream: one image after the other; offline: all at once, in calls of @ images, whose times p50 to p99 are; "
-    "server: images at random times. A percentile is shown where the count supports it; "
-    "agrees: test images that get the class the trained model gave them. quick: seconds a cell, not "
+    "server: images at random times, at the highest rate that keeps p99. A percentile is shown where the count "
+    "supports it; agrees: test images that get the class the trained model gave them. quick: seconds a cell, not "
     "valid in MLPerf's sense; unstable: the last three windows differ by more than 10 %."
 )
 ANSWERING: list[Column] = [
