@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -439,7 +440,8 @@ class Bench:
 
     def _serve(self, cell: Cell, load: Load, answer: loadgen.Answer) -> None:
         """Find the highest rate of single images that keeps p99 within the bound; its windows are the cell's."""
-        single = timing.sample(lambda: answer([0]), warmup=0, min_seconds=0, min_count=64, clock=self.clock)
+        rows = itertools.cycle(range(len(self.given.images)))
+        single = timing.sample(lambda: answer([next(rows)]), warmup=0, min_seconds=0, min_count=64, clock=self.clock)
         cell.bound_asked_seconds = self.latency_bound
         cell.bound_seconds = self.latency_bound or BOUND_FACTOR * timing.percentile(single, 0.90)
         probes = 0
