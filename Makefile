@@ -39,7 +39,7 @@ $(READY): requirements/$(EXTRA).txt pyproject.toml
 bench: $(READY) ## train, compare, export and measure STUDY
 	$(BIN)/frostline run $(STUDY) $(PLACE) --exports $(EXPORTS) $(FROM) $(ARGS)
 
-bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed precision with XLA, all runtimes
+bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed precision with XLA, with and without host copies
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "no GPU: nvidia-smi lists none"; exit 1; }
 	@worst=0; for study in digits cifar10_split; do \
 	  $(BIN)/frostline run $$study $(PLACE) --exports $(EXPORTS) $(FROM) --precision auto --xla on $(ARGS) || worst=$$?; \
