@@ -6,6 +6,7 @@ RESULTS ?= results
 EXPORTS ?= exports
 DATA    ?=
 ARGS    ?=
+WORKERS ?= 2
 
 EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
 READY := $(VENV)/.ready-$(EXTRA)
@@ -38,7 +39,7 @@ $(READY): requirements/$(EXTRA).txt pyproject.toml
 bench: $(READY) ## train, compare, export and measure STUDY
 	$(BIN)/frostline run $(STUDY) $(PLACE) --exports $(EXPORTS) $(FROM) $(ARGS)
 
-bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed precision with XLA, all runtimes
+bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed precision with XLA, with and without host copies
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "no GPU: nvidia-smi lists none"; exit 1; }
 	@worst=0; for study in digits cifar10_split; do \
 	  $(BIN)/frostline run $$study $(PLACE) --exports $(EXPORTS) $(FROM) --precision auto --xla on $(ARGS) || worst=$$?; \
@@ -47,8 +48,8 @@ bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed 
 bench-compare: $(READY) ## time single calls, and fail where one is slower than when this was last run
 	@$(BIN)/python bench/compare.py $(ARGS)
 
-test: $(READY) ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## the tests, WORKERS files of them at once
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## the tests that take minutes each, such as every backbone through every export
 	$(BIN)/python -m pytest --slow -m slow $(ARGS)

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
-from frostline import batching, serving
+from frostline import batching, machine, serving
 from frostline.serving import Server
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -46,7 +46,7 @@ def main() -> None:
         exports = Path(scratch)
         build(exports / "saved_model" / "digits" / "1", 32)
         build(exports / "saved_model" / "large" / "1", args.image_size)
-        (exports / "batching.config").write_text(batching.parameters(threads=2))
+        (exports / "batching.config").write_text(batching.parameters(threads=batching.threads(machine.cores())))
         print(compare_batching(exports, args), compare_forms(exports, args), sep="\n\n")
 
 

@@ -1026,6 +1026,15 @@ def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_i
     }
 
 
+def test_a_server_of_several_models_tells_no_load_time(places, monkeypatch):
+    running = serving.Server("127.0.0.1:1", "http://127.0.0.1:2", "embedded", 7)
+    monkeypatch.setattr(serving, "running", lambda *args, **more: contextlib.nullcontext(running))
+    (way,) = matrix.ways(matrix.Asked(runtimes=("tf_serving_rest",)))[:1]
+    for names, told in ((["one"], True), (["one", "two"], False)):
+        with harness._served([{"name": name} for name in names], "http", way, places) as server:
+            assert (server["server"]["load_seconds"] is not None) is told
+
+
 def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatch):
     places.results.mkdir()
     monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)

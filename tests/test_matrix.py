@@ -2,7 +2,7 @@
 
 import pytest
 
-from frostline import matrix, runtimes
+from frostline import machine, matrix, runtimes
 from frostline.errors import UserError
 from frostline.matrix import Asked
 
@@ -44,6 +44,36 @@ def test_the_server_scenario_is_for_what_asks_a_server():
     assert {way.runtime for way in ways(scenarios=("server",))} == {"tf_serving_grpc", "tf_serving_rest"}
     with pytest.raises(UserError, match="--scenario server is for a runtime that asks a server: tf_serving_grpc"):
         ways(scenarios=("server",), runtimes=("onnxruntime",))
+
+
+def told(way, **more):
+    """A record of each cell of a way."""
+    how = {"variant": way.how.variant, "payload": way.how.payload, "device": way.how.device, "threads": machine.cores()}
+    common = {"kind": "infer", "run": "r", "run_time": "t", "runtime": way.runtime, "profile": way.profile}
+    common |= {"outcome": "ok", "reason": None, "host_copies": True, **how}
+    return [{**common, "scenario": scenario, "batch_size": size, **more} for scenario, size in way.cells]
+
+
+def test_a_rate_under_another_bound_is_another_measurement():
+    manifest = {"run": "r", "run_time": "t"}
+    one, tighter, own = (ways(runtimes=("tf_serving_grpc",), latency_bound=bound)[0] for bound in (0.1, 0.01, None))
+    records = told(one, latency_bound_asked_seconds=0.1)
+    assert matrix.missing(one, manifest, records) == []
+    assert matrix.missing(tighter, manifest, records) == matrix.missing(own, manifest, records) == [("server", 1)]
+    assert matrix.missing(one, manifest, told(one)) == [("server", 1)] and not matrix.missing(own, manifest, told(own))
+
+
+def test_what_failed_with_or_without_copies_is_measured_again(monkeypatch):
+    monkeypatch.setattr(runtimes, "cuda_devices", lambda: 1)
+    (way,) = (way for way in ways(runtimes=("saved_model",)) if way.how.device == "gpu")
+    good, held = told(way), told(way, host_copies=False)
+    failed = [{**good[0], "outcome": "failed"}, *good[1:]]
+    manifest = {"run": "r", "run_time": "t"}
+    assert matrix.missing(way, manifest, good + held) == []
+    assert (
+        matrix.missing(way, manifest, failed + held) == matrix.missing(way, manifest, held + failed) == [way.cells[0]]
+    )
+    assert matrix.missing(way, manifest, failed + held + good) == []
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
+import concurrent.futures
 import ctypes
 import importlib.util
+import threading
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from frostline import exporting, runtimes, serving
+from frostline import client, exporting, machine, runtimes, serving
 from frostline.errors import UserError
 from frostline.exporting.versions import KINDS
 from frostline.runtimes import RUNTIMES, How, Unavailable, onnxruntime
@@ -76,6 +78,25 @@ def test_a_server_is_sent_files_too(name, exports, expected, server):
     predict = runtimes.ready(name, "cpu").open(exports, manifest, How(url=server[RUNTIMES[name].scheme]))
     files = [tf.io.encode_png(image).numpy() for image in IMAGES]
     np.testing.assert_allclose(predict(files), expected["softmax"], atol=1e-6)
+
+
+def test_a_connection_serves_later_calls_of_other_threads(monkeypatch):
+    class Connection:
+        def predict(self, name, images, version):
+            together.wait()
+            return {"probabilities": images}
+
+        def close(self):
+            pass
+
+    opened = []
+    monkeypatch.setattr(client, "connect", lambda *args, **more: opened.append(Connection()) or opened[-1])
+    predict = RUNTIMES["tf_serving_grpc"].open(None, {"name": "x", "version": 1}, How(url="grpc://x:1"))
+    for workers in (1, 2, 1, 2):
+        together = threading.Barrier(workers, timeout=30)
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # whose threads end with it
+            list(pool.map(predict, range(workers)))
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
@@ -158,6 +179,17 @@ def test_no_driver_is_no_device(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert runtimes.cuda_devices() == 0
+
+
+def test_onnx_runtime_takes_the_threads_that_the_record_tells(exports, expected, monkeypatch):
+    import onnxruntime as ort
+
+    own, taken = ort.InferenceSession, []
+    monkeypatch.setattr(ort, "InferenceSession", lambda *args, **more: taken.append(args[1]) or own(*args, **more))
+    for threads in (0, 1):
+        manifest = exporting.current(exports, "softmax", "onnx")
+        RUNTIMES["onnxruntime"].open(exports / "onnx" / "softmax" / "1", manifest, How(threads=threads))
+    assert [options.intra_op_num_threads for options in taken] == [machine.cores(), 1]
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # ONNX Runtime's way to announce another device

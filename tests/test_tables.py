@@ -221,6 +221,7 @@ def test_serving_tables_time_a_graph_once_and_score_every_model():
 
 def test_rows_tell_variant_payload_server_and_whether_they_may_be_believed():
     served = {"payload": "jpeg", "server": "embedded", "scenario": "server", "latency_p99_seconds": 0.02}
+    served |= {"latency_bound_seconds": 0.025}
     records = [
         infer("toy.output", "onnxruntime", variant="int8", stable=False),
         infer("toy.output", "tf_serving_grpc", **served),
@@ -230,7 +231,7 @@ def test_rows_tell_variant_payload_server_and_whether_they_may_be_believed():
     text = lines(records=records)
     for start, end in [
         ("output | onnxruntime int8 | single_stream", "no, quick, unstable"),
-        ("output | tf_serving_grpc jpeg (embedded) | server", "no, quick"),
+        ("output | tf_serving_grpc jpeg (embedded) | server, p99 ≤ 25 ms", "no, quick"),
         ("output | onnxruntime | single_stream", "valid"),
         ("output | onnxruntime gpu no copies | offline @32", "no, quick"),
     ]:

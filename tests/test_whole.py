@@ -52,7 +52,7 @@ def test_best_figures_come_from_the_artifacts_of_the_rows_own_runs():
         infer("a.s0", "null", 1, 9e9, 1e-9),
         infer("a.s0", "saved_model", 1, None, None, outcome="failed"),
         infer("older.s0", "onnxruntime", 1, 9e6, 1e-6),
-        infer("b.s0", "openvino", 1, 10.0, 0.002, device="gpu", stable=False),
+        infer("b.s0", "openvino", 1, 10.0, 0.002, device="gpu", stable=False, host_copies=False),
     ]
     rows = [train("a", 1, 0.5), train("b", 2, 0.4), train("c", 3, 0.9)]
     assert fronts(rows, measured) == {"a": (True, True), "b": (False, True), "c": (True, None)}
@@ -60,7 +60,10 @@ def test_best_figures_come_from_the_artifacts_of_the_rows_own_runs():
     assert (a["best_images_per_second"], a["best_images_per_second_of"]) == (900.0, "onnxruntime @32")
     assert (a["best_latency_p50_seconds"], a["best_latency_p50_seconds_of"]) == (0.003, "onnxruntime int8 @1")
     assert (a["best_latency_p99_seconds"], a["best_latency_p99_seconds_of"]) == (0.020, "onnxruntime @1")
-    assert b["best_latency_p50_seconds_of"] == "openvino gpu @1 unstable" and c["best_latency_p50_seconds"] is None
+    assert (
+        b["best_latency_p50_seconds_of"] == "openvino gpu no copies @1 unstable"
+        and c["best_latency_p50_seconds"] is None
+    )
 
 
 def record(**more):

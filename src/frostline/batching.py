@@ -5,10 +5,15 @@ from collections.abc import Sequence
 # A batch is padded to the next of these. Each is warmed up for every signature of a version, so they are few.
 ALLOWED_SIZES = (1, 2, 4, 8, 16, 32)
 # How long the first image of a batch waits for others, where nothing was measured.
-TIMEOUT_MICROS = 1_000
+TIMEOUT_MICROS = 5_000
 # Batches that may wait for a thread; what comes on top is refused with UNAVAILABLE. TensorFlow Serving's own 10 is too
 # few for a few hundred clients at once.
 MAX_ENQUEUED = 100
+
+
+def threads(cores: int) -> int:
+    """How many batches run at once: each uses several cores itself, and while it runs the next one fills."""
+    return max(1, cores // 2)
 
 
 def parameters(

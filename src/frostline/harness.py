@@ -727,7 +727,7 @@ def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *
                 if reason := way.reason or matrix.refused(way, manifest):
                     _record_unmeasured([manifest], way, wanted, "skipped", reason, places)
             for group in matrix.groups(m for m in todo if not (way.reason or matrix.refused(way, m))):
-                failures += _infer(way, group, wanted, places, asked, tests)
+                failures += _infer(way, group, wanted, places, tests)
             progress.show(f"measured {way.label}", advance=1)
     return not failures
 
@@ -775,7 +775,6 @@ def _infer(
     group: list[Event],
     wanted: dict[str, list[matrix.Cell]],
     places: Places,
-    asked: matrix.Asked,
     tests: TestImages,
 ) -> int:
     """Measure models with equal graphs in one way: all cells of the first, which the others share; the failed ones.
@@ -787,7 +786,7 @@ def _infer(
     while group:
         told = len(records.read(places.results))
         try:
-            _measure(way, group, cells, places, asked, tests)
+            _measure(way, group, cells, places, tests)
         except children.Died as error:
             dead = _unrecorded(group, places, told)[:1]
             _record_unmeasured(dead, way, {m["name"]: cells for m in dead}, "failed", str(error), places)
@@ -800,7 +799,6 @@ def _measure(
     group: list[Event],
     cells: list[matrix.Cell],
     places: Places,
-    asked: matrix.Asked,
     tests: TestImages,
 ) -> None:
     """One child that measures the first of some models, and how well the others do."""
@@ -812,7 +810,7 @@ def _measure(
         "how": plan.plain(way.how),
         "cells": cells,
         "profile": way.profile,
-        "latency_bound": asked.latency_bound,
+        "latency_bound": way.latency_bound,
         "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
         "figures": None,
         "server": None,
@@ -847,7 +845,8 @@ def _served(manifests: list[Event], scheme: str, way: matrix.Way, places: Places
         with serving.running(places.exports, [m["name"] for m in manifests], flags=flags) as server:
             url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
             process = server.pid if server.backend != "docker" else None
-            about = served.Served(server.backend, server.rest, time.monotonic() - started, process)
+            own_seconds = time.monotonic() - started if len(manifests) == 1 else None
+            about = served.Served(server.backend, server.rest, own_seconds, process)
             yield {"how": plan.plain(dataclasses.replace(way.how, url=url)), "server": plan.plain(about)}
 
 

@@ -46,6 +46,7 @@ class Way:
     profile: str
     cells: tuple[Cell, ...]
     reason: str | None
+    latency_bound: float | None = None
 
     @property
     def label(self) -> str:
@@ -64,7 +65,7 @@ def ways(asked: Asked) -> list[Way]:
             missing = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
             for variant, payload in itertools.product(runtime.variants[device], runtime.payloads):
                 how = How(device, variant, asked.threads, payload)
-                found.append(Way(name, how, asked.profile, cells, missing))
+                found.append(Way(name, how, asked.profile, cells, missing, asked.latency_bound))
     if not found:
         raise UserError("--scenario server is for a runtime that asks a server: tf_serving_grpc, tf_serving_rest")
     return found
@@ -92,12 +93,20 @@ def key(record: Row) -> tuple[Any, ...]:
 def missing(way: Way, manifest: Row, told: Sequence[Row]) -> list[Cell]:
     """The cells that no record of this training holds: the newest one decides, and so does a reason to skip."""
     training = (manifest["run"], manifest["run_time"])
-    newest = {key(r): r for r in told if r["kind"] == "infer" and (r["run"], r["run_time"]) == training}
+    newest = {(key(r), r.get("host_copies")): r for r in told
+              if r["kind"] == "infer" and (r["run"], r["run_time"]) == training}  # fmt: skip
     idle = ("skipped", way.reason or refused(way, manifest))
-    done = {k for k, r in newest.items() if r["outcome"] == "ok" or (r["outcome"], r["reason"]) == idle}
+    again = {k for (k, _), r in newest.items() if not _stays(way, r, idle)}
+    done = {k for k, _ in newest} - again
     threads = way.how.threads or machine.cores()
     stem = (way.runtime, way.how.variant, way.how.payload, way.how.device, threads)
     return [cell for cell in way.cells if (*stem, cell[0], way.profile, cell[1]) not in done]
+
+
+def _stays(way: Way, record: Row, idle: tuple[str, str | None]) -> bool:
+    """Whether a record need not be made again: one of a rate, where that kept to the bound that is asked for."""
+    as_bound = record["scenario"] != "server" or record.get("latency_bound_asked_seconds") == way.latency_bound
+    return (record["outcome"] == "ok" and as_bound) or (record["outcome"], record["reason"]) == idle
 
 
 def tried(way: Way, manifest: Row) -> bool:

@@ -404,18 +404,21 @@ def _text(one: Row, form: str) -> str:
 
     lines = [
         [e["name"], e["verdict"], fine(e["total_seconds"], digits=1), fine(e["best_latency_p50_seconds"], 1e3, 2),
-         mean(e, "validation_top1"), fine(e["loss"]), fine(e["loss_upper"]), mean(e, "test_top1")]
+         e["best_latency_p50_seconds_of"] or "-", mean(e, "validation_top1"), fine(e["loss"]), fine(e["loss_upper"]),
+         mean(e, "test_top1")]
         for e in one["configurations"]
     ]  # fmt: skip
-    headers = ["freeze", "verdict", "total s", "p50 ms", "validation top-1", "loses", "at most", "test top-1"]
+    headers = ["freeze", "verdict", "total s", "p50 ms", "from", "validation top-1", "loses", "at most", "test top-1"]
     title = f"{one['study']}: which one to take" + (f" - {one['task']}" if one["task"] else "")
     answer = f"Take {one['recommended']}: {one['reason']}." if one["recommended"] else f"Undecided: {one['reason']}."
     marked = f"**{answer}**" if form == "github" else answer
     reasons = [f"{e['name']}: {e['verdict']}, {e['reason']}." for e in one["configurations"]]
     note = (
         f"On {one['validation_images']:,} validation images. loses: against the best of the sample; at most: the "
-        "upper 95 % bound of the loss against any other, by a bootstrap over seeds and images. Test chose nothing."
+        "upper 95 % bound of the loss against any other, by a bootstrap over seeds and images. Test chose nothing. "
+        "Accuracies are of the trained models, also where the fastest artifact is an int8 one."
     )
-    table = tabulate(lines, headers, form, colalign=["left", "left", *["right"] * 6], disable_numparse=True)
+    sides = ["left", "left", "right", "right", "left", *["right"] * 4]
+    table = tabulate(lines, headers, form, colalign=sides, disable_numparse=True)
     return "\n\n".join([f"### {title}" if form == "github" else title, marked, table, "\n".join(reasons),
                         "\n".join([note, *one["notes"]])])  # fmt: skip

@@ -86,6 +86,7 @@ INFER = (
     *INFER_KEY,
     "server",
     *FIGURES,
+    "warmup_calls",
     "latency_bound_seconds",
     "server_seconds",
     "client_seconds",
@@ -505,6 +506,8 @@ def _runtime(row: Row) -> str:
 def _scenario(row: Row) -> str:
     if row["idle"] or not row["scenario"]:
         return "-"
+    if row["latency_bound_seconds"]:
+        return f"{row['scenario']}, p99 ≤ {row['latency_bound_seconds'] * 1e3:.3g} ms"
     return f"{row['scenario']} @{row['batch_size']}" if row["scenario"] == "offline" else row["scenario"]
 
 
@@ -726,8 +729,8 @@ def _setting(row: Row) -> str:
 
 SCENARIO_NOTE = (
     "single_stream: one image after the other; offline: all at once, in calls of @ images, whose times p50 to p99 are; "
-    "server: images at random times. A percentile is shown where the count supports it; "
-    "agrees: test images that get the class the trained model gave them. quick: seconds a cell, not "
+    "server: images at random times, at the highest rate that keeps p99. A percentile is shown where the count "
+    "supports it; agrees: test images that get the class the trained model gave them. quick: seconds a cell, not "
     "valid in MLPerf's sense; unstable: the last three windows differ by more than 10 %."
 )
 ANSWERING: list[Column] = [

@@ -68,11 +68,12 @@ def joined(train: list[Row], infer: list[Row]) -> list[Row]:
 
 
 def _where(row: Row) -> str:
-    """The runtime, what sets its artifact, requests and device apart, the batch, and whether its windows disagreed."""
+    """The runtime, what sets artifact, requests, device and images apart, the batch, and whether it was unstable."""
     variant = row.get("variant") if row.get("variant") not in (None, "float32") else None
     device = row["device"] if row["device"] != "cpu" else None
+    copies = "no copies" if row.get("host_copies") is False else None
     unstable = "unstable" if row.get("stable") is False else None
-    parts = (row["runtime"], variant, row.get("payload"), device, f"@{row['batch_size']}", unstable)
+    parts = (row["runtime"], variant, row.get("payload"), device, copies, f"@{row['batch_size']}", unstable)
     return " ".join(part for part in parts if part)
 
 

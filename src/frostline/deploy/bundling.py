@@ -36,7 +36,7 @@ def bundle(exports: Path, records: Sequence[Record] = (), *, models_at: str | No
     served = {entry.name: entry for entry in whole.model_config_list.config}
     manifests = {name: _manifest(exports, name, config.served(entry).stable) for name, entry in served.items()}
     sizes, timeout, reason = batch_sizes(records)
-    threads = machine.cores()
+    threads = batching.threads(machine.cores())
     root = next(iter(served.values())).base_path.rpartition("/")[0]
     config.write(folder / config.FILE, whole)
     files = {

@@ -96,7 +96,7 @@ def batching(parameters: str, reason: str, threads: int) -> str:
     """TensorFlow Serving's --batching_parameters_file."""
     return f"""\
 # TensorFlow Serving's --batching_parameters_file, with --enable_batching. Sizes and time-out are {reason}.
-# {threads} threads are the cores of the machine that wrote this: set those of the machine that serves.
+# {threads} at once is half the cores of the machine that wrote this: set it for the machine that serves.
 # --enable_per_model_batching_parameters takes each version's own batching_params.pbtxt in place of the sizes here.
 {parameters}"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -38,11 +39,13 @@ OF_CELL = (
     "stable",
     "windows",
     "same_image_ratio",
+    "warmup_calls",
     "latency_bound_seconds",
+    "latency_bound_asked_seconds",
     "loadgen",
     "log",
 )
-WARMUP_CALLS = 3
+WARMUP_CALLS = 4  # of each batch size, the first of which may trace or compile a function
 LEAST_IMAGE_SECONDS = 5e-6  # what LoadGen and Python take themselves: no runtime is expected to be faster
 ACCURACY_BATCH = 32
 WORKERS = 16  # requests in flight at most, in the server scenario
@@ -104,6 +107,16 @@ class Opened:
     facts: Row
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a window took: seconds on the wall, of the cores, and of the server on its requests, with their number."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    server_seconds: float = 0.0
+    requests: int = 0
+
+
 @dataclass
 class Cell:
     """A scenario and batch size of a subject, and what its windows found so far."""
@@ -113,17 +126,19 @@ class Cell:
     call_seconds: float | None = None
     windows: list[Window] = field(default_factory=list)
     trouble: Row = field(default_factory=dict)
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    requests: list[tuple[float, int]] = field(default_factory=list)  # the server's seconds and their number, by window
+    spent: list[Spent] = field(default_factory=list)  # by test of LoadGen, those of the windows last
     bound_seconds: float | None = None
+    bound_asked_seconds: float | None = None
     same_image_ratio: float | None = None
 
     @property
     def pairs(self) -> list[rules.Pair]:
         """Images a second and median latency of each window; a long single one counts as ten."""
-        if len(self.windows) == 1 and self.scenario != "server":
-            return rules.slices(self.windows[0].seconds, self.batch_size)
+        if len(self.windows) == 1:
+            (one,) = self.windows
+            slices = rules.slices(one.seconds, self.batch_size)
+            # At which rate images arrive in the server scenario is LoadGen's doing.
+            return [(one.images_per_second, p50) for _, p50 in slices] if self.scenario == "server" else slices
         return [(w.images_per_second, _median(w, self.scenario)) for w in self.windows]
 
 
@@ -157,7 +172,7 @@ def measure(
             if not cell.trouble and not _enough(cell, number, profile):
                 _, cell.trouble = _try(bench.window, cell)
     for cell in found:
-        if cell.scenario == "single_stream" and not cell.trouble:
+        if cell.scenario == "single_stream" and subject.host_copies and not cell.trouble:
             _, cell.trouble = _try(bench.audit, cell)
     peak = _peak_memory(subject, given) if subject.server else peak  # it has grown with the requests in flight
     facts = opened.facts | {"peak_memory_bytes": peak, "device_peak_memory_bytes": _device_memory(subject)}
@@ -328,16 +343,10 @@ class Bench:
         """Add one window to a cell. Raises WrongAnswer."""
         answer, finish = self._answer(cell)
         load = self.load(cell)
-        cpu, wall, requests = self._cpu(), time.perf_counter(), self._requests()
         if cell.scenario == "server":
             self._serve(cell, load, answer)
         else:
             cell.windows.append(self.run(cell, load, answer, len(cell.windows)))
-        cell.cpu_seconds += self._cpu() - cpu
-        cell.wall_seconds += time.perf_counter() - wall
-        after = self._requests()
-        if requests and after:
-            cell.requests.append((after[0] - requests[0], after[1] - requests[1]))
         finish()
 
     def audit(self, cell: Cell) -> None:
@@ -379,7 +388,14 @@ class Bench:
     def run(self, cell: Cell, load: Load, answer: loadgen.Answer, number: int) -> Window:
         """One LoadGen test over the test images, its log in a folder of its own."""
         logs = self.logs / f"{cell.scenario}-{cell.batch_size}" / str(number + 1)
-        return loadgen.run(load, len(self.given.images), answer, self.check, logs, self.clock)
+        requests, cpu, wall = self._requests(), self._cpu(), time.perf_counter()
+        window = loadgen.run(load, len(self.given.images), answer, self.check, logs, self.clock)
+        spent = Spent(time.perf_counter() - wall, self._cpu() - cpu)
+        after = self._requests()
+        if requests and after:
+            spent = replace(spent, server_seconds=after[0] - requests[0], requests=after[1] - requests[1])
+        cell.spent.append(spent)
+        return window
 
     def check(self, rows: Sequence[int], found: np.ndarray) -> None:
         _check(found, self.opened.probabilities[np.asarray(rows)], TOLERANCE[self.subject.how.device])
@@ -415,15 +431,18 @@ class Bench:
         return answer, finish
 
     def warm_up(self, cell: Cell) -> None:
-        """Find the seconds of a call, the shortest of a few after the first, which may trace or compile a function."""
+        """Find the seconds of a call, the shortest of a few after the first."""
         answer, _ = self._answer(cell)
         rows = (np.arange(cell.batch_size) % len(self.given.images)).tolist()
-        seconds = timing.sample(lambda: answer(rows), warmup=1, min_seconds=0, min_count=WARMUP_CALLS, clock=self.clock)
+        count = WARMUP_CALLS - 1
+        seconds = timing.sample(lambda: answer(rows), warmup=1, min_seconds=0, min_count=count, clock=self.clock)
         cell.call_seconds = max(min(seconds), LEAST_IMAGE_SECONDS * cell.batch_size)
 
     def _serve(self, cell: Cell, load: Load, answer: loadgen.Answer) -> None:
         """Find the highest rate of single images that keeps p99 within the bound; its windows are the cell's."""
-        single = timing.sample(lambda: answer([0]), warmup=0, min_seconds=0, min_count=64, clock=self.clock)
+        rows = itertools.cycle(range(len(self.given.images)))
+        single = timing.sample(lambda: answer([next(rows)]), warmup=0, min_seconds=0, min_count=64, clock=self.clock)
+        cell.bound_asked_seconds = self.latency_bound
         cell.bound_seconds = self.latency_bound or BOUND_FACTOR * timing.percentile(single, 0.90)
         probes = 0
 
@@ -441,7 +460,7 @@ class Bench:
             cell.windows[:] = []
             while len(cell.windows) < self.profile.windows:
                 cell.windows.append(probe(rate, self.profile))
-                if not _held_bound(cell.windows[-1]):
+                if not (cell.windows[-1].valid if self.profile.name == "valid" else _held_bound(cell.windows[-1])):
                     return False
             return True
 
@@ -476,18 +495,21 @@ def _median(window: Window, scenario: str) -> float:
 def _figures(cell: Cell, profile: Profile) -> Row:
     """The figures of the last three windows, or of the only one: the median rate, and percentiles of all calls."""
     last = cell.windows[-rules.LAST :]
+    spent = cell.spent[-len(last) :]
     stable = rules.stable(cell.pairs)
     verdict = all(window.valid for window in last)
     valid = profile.name == "valid" and verdict
     return {
         "images_per_second": statistics.median(window.images_per_second for window in last),
         **_latencies(cell.scenario, last),
-        **_split(cell, last),
-        "cpu_utilisation": cell.cpu_seconds / cell.wall_seconds / machine.cores(),
+        **_split(cell.scenario, last, spent),
+        "cpu_utilisation": sum(s.cpu_seconds for s in spent) / sum(s.wall_seconds for s in spent) / machine.cores(),
         "stable": stable,
         "windows": [list(pair) for pair in cell.pairs],
         "same_image_ratio": cell.same_image_ratio,
+        "warmup_calls": WARMUP_CALLS,
         "latency_bound_seconds": cell.bound_seconds,
+        "latency_bound_asked_seconds": cell.bound_asked_seconds,
         "loadgen": last[-1].told,
         "valid": valid,
         "outcome": "ok",
@@ -495,11 +517,11 @@ def _figures(cell: Cell, profile: Profile) -> Row:
     }
 
 
-def _split(cell: Cell, last: Sequence[Window]) -> Row:
+def _split(scenario: str, last: Sequence[Window], spent: Sequence[Spent]) -> Row:
     """Mean seconds of a call that the server says it took, and what is left for the client and the way."""
-    seconds, count = (sum(values) for values in zip((0.0, 0), *cell.requests[-rules.LAST :], strict=True))
-    server = seconds / count if count else None
-    if server is None or cell.scenario == "server":  # whose calls wait for each other
+    count = sum(s.requests for s in spent)
+    server = sum(s.server_seconds for s in spent) / count if count else None
+    if server is None or scenario == "server":  # whose calls wait for each other
         return {"server_seconds": server, "client_seconds": None}
     calls = statistics.fmean(second for window in last for second in window.seconds)
     return {"server_seconds": server, "client_seconds": max(0.0, calls - server)}

@@ -49,7 +49,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Window:
-    """What one test found: seconds of each call in order, and LoadGen's own result by the keys of its log."""
+    """What one test found: seconds of each call in order, and LoadGen's own result by the keys of its log.
+
+    In the server scenario the seconds of a call are from its arrival on.
+    """
 
     seconds: list[float]
     told: dict[str, Any]
@@ -87,7 +90,7 @@ class _Calls:
     seconds: list[float] = field(default_factory=list)
     trouble: list[Exception] = field(default_factory=list)
 
-    def issue(self, queries: Sequence[int], images: Sequence[int]) -> None:
+    def issue(self, queries: Sequence[int], images: Sequence[int], arrived: float | None = None) -> None:
         """Answer queries in calls of a batch; an exception must not reach LoadGen, which would not survive it."""
         size = self.load.batch_size
         for start in range(0, len(queries), size):
@@ -95,7 +98,7 @@ class _Calls:
             found = None
             try:
                 if not self.trouble:
-                    before = self.clock()
+                    before = self.clock() if arrived is None else arrived
                     found = self.answer(rows)
                     self.seconds.append(self.clock() - before)
             except Exception as error:
@@ -146,13 +149,13 @@ class _Pool:
 
     def __init__(self, calls: _Calls) -> None:
         self.calls = calls
-        self.waiting: queue.SimpleQueue[tuple[Sequence[int], Sequence[int]] | None] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[tuple[Sequence[int], Sequence[int], float] | None] = queue.SimpleQueue()
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(calls.load.workers)]
         for thread in self.threads:
             thread.start()
 
     def issue(self, queries: Sequence[int], images: Sequence[int]) -> None:
-        self.waiting.put((queries, images))
+        self.waiting.put((queries, images, self.calls.clock()))
 
     def _work(self) -> None:
         while (query := self.waiting.get()) is not None:

@@ -9,6 +9,7 @@ AGREEMENT = 0.10
 LAST = 3
 PRECISION = 1.05
 MOST_DOUBLINGS = 20
+MOST_HALVINGS = 6  # at lower rates a window is one query and a long wait
 
 Pair = tuple[float, float]
 
@@ -69,7 +70,8 @@ def highest_rate(
 ) -> float | None:
     """The highest rate that `holds`, within 5 %: doubled or halved from `start`, bisected, then `confirmed`.
 
-    A rate that is not confirmed (held three times, unless told otherwise) is lowered by 5 %. None where there is none.
+    A rate that is not confirmed (held three times, unless told otherwise) is lowered by 5 %. None where no rate down to
+    a 64th of `start` is held.
     """
     low, high = _bracket(holds, start)
     if low is None:
@@ -97,7 +99,7 @@ def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float | None
                 break
             rate *= 2
         return rate, 2 * rate
-    for _ in range(MOST_DOUBLINGS):
+    for _ in range(MOST_HALVINGS):
         rate /= 2
         if holds(rate):
             return rate, 2 * rate

@@ -14,11 +14,14 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Served:
-    """A running server: which it is, where its REST API is, what it took to start, and its process where it is ours."""
+    """A running server: which it is, where its REST API is, and its process where it is ours.
+
+    `load_seconds` is what it took to start with the one model that is measured, None where it has several.
+    """
 
     backend: str
     rest: str
-    load_seconds: float
+    load_seconds: float | None
     pid: int | None = None
 
 

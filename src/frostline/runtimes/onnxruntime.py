@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frostline import machine
 from frostline.errors import optional_import
 
 if TYPE_CHECKING:
@@ -21,14 +22,14 @@ FILES = {"float32": "model.onnx", "int8": "model.int8.onnx", "float16": "model.f
 
 def open(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarray], np.ndarray]:
     """The `probabilities` of the graph."""
-    session = _session(folder, how.device, how.threads, how.variant)
+    session = _session(folder, how.device, threads(how), how.variant)
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
 def hold(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarray], Held]:
     """The same graph through an IO binding: images lie on the device already, probabilities are left there."""
     ort = optional_import("onnxruntime", how.device)
-    session = _session(folder, how.device, how.threads, how.variant)
+    session = _session(folder, how.device, threads(how), how.variant)
     place = {"cpu": "cpu", "gpu": "cuda"}[how.device]
 
     def put(images: np.ndarray) -> Held:
@@ -52,6 +53,11 @@ def outputs(
     session = _session(folder, device, threads, variant)
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def threads(how: How) -> int:
+    """Threads of a call, said in numbers: left alone, libraries count cores in ways of their own."""
+    return how.threads or machine.cores()
 
 
 def _session(folder: Path, device: str, threads: int = 0, variant: str = "float32") -> Any:

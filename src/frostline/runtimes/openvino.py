@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import optional_import
-from frostline.runtimes.onnxruntime import FILES, without_strings
+from frostline.runtimes.onnxruntime import FILES, threads, without_strings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +20,7 @@ def open(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[np.ndarr
     ov = optional_import("openvino", "openvino")
     # float32 is said: on a processor with bfloat16 units OpenVINO would round to that, and answer otherwise.
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if how.threads:
-        settings["INFERENCE_NUM_THREADS"] = str(how.threads)
+    settings["INFERENCE_NUM_THREADS"] = str(threads(how))
     core = ov.Core()
     model = core.read_model(without_strings(folder / FILES[how.variant]))
     request = core.compile_model(model, "CPU", settings).create_infer_request()

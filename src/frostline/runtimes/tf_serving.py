@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,20 +20,27 @@ TIMEOUT_SECONDS = 120.0
 
 
 def open(folder: Path, manifest: dict[str, Any], how: How) -> Callable[[Images], np.ndarray]:
-    """The `probabilities` of the model and version that the server at `how.url` serves, one connection a thread.
+    """The `probabilities` of the model and version that the server at `how.url` serves.
 
-    Takes pixels, or a list of encoded images. A call that fails is not tried again: it would pass for a slow one.
+    Takes pixels, or a list of encoded images, from any thread. A connection has one call at a time and is kept for
+    later ones, whichever thread makes them: a new one costs its first call two round trips more. A call that fails is
+    not tried again: it would pass for a slow one.
     """
     url, name, version = how.url, manifest["name"], manifest["version"]
     assert url
-    own = threading.local()
     opened: list[Connection] = []
+    idle: list[Connection] = []
 
     def predict(images: Images) -> np.ndarray:
-        if not hasattr(own, "connection"):
-            own.connection = client.connect(url, timeout=TIMEOUT_SECONDS, retries=0)
-            opened.append(own.connection)
-        return own.connection.predict(name, images, version=version)["probabilities"]
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = client.connect(url, timeout=TIMEOUT_SECONDS, retries=0)
+            opened.append(connection)
+        try:
+            return connection.predict(name, images, version=version)["probabilities"]
+        finally:
+            idle.append(connection)
 
     weakref.finalize(predict, _close, opened)
     return predict

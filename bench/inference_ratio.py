@@ -1,0 +1,223 @@
+"""What measuring costs, and how much faster the best artifacts answer: tables in Markdown.
+
+    python bench/inference_ratio.py [--turns 3] [--data-dir DIR]
+
+First the harness itself: a query through a runtime that does nothing, LoadGen against a bare loop around the same
+calls, and one image again and again against different ones. Then EfficientNet-Lite0, VGG16 and ResNet50, each artifact
+in a process of its own as `frostline infer` runs it. Lite0 has ImageNet weights where the extra efficientnet-lite0 is
+installed, the others random ones, and no head is trained; the images are random, or photographs of cats and dogs below
+DIR. So the agreement of Lite0 says how close int8 comes to float32; accuracy is left to the studies. Run it on a quiet
+machine.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from frostline import children, datasets, device, exporting, models, plan, records, runtimes
+from frostline.errors import UserError
+from frostline.exporting import variants
+from frostline.heads import probabilities
+from frostline.inference import loadgen
+from frostline.matrix import Way
+from frostline.runtimes import How
+from frostline.runtimes.onnxruntime import FILES
+from frostline.studies import Backbone, Data
+
+NETWORKS = {"efficientnet_lite0": 224, "vgg16": 150, "resnet50": 224}
+CELLS = [("single_stream", 1), ("offline", 32)]
+FLOAT32 = ("keras_predict", "tf_function", "saved_model", "onnxruntime", "openvino")
+LITE0 = "efficientnet_lite0"
+IMAGES = 128
+
+
+def photographs(size, data_dir):
+    """Images that the network is asked about, and as many others to calibrate int8 on; uint8 [128, size, size, 3]."""
+    if data_dir:
+        data = Data("image_folder", path=str(data_dir / "cats_and_dogs"), image_size=size)
+        found = datasets.load(data, limit=IMAGES)
+        return found.test.images[:IMAGES], found.train.images[:IMAGES]
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * IMAGES, size, size, 3), dtype=np.uint8)
+    return pixels[:IMAGES], pixels[IMAGES:]
+
+
+def publish(name, size, place, data_dir):
+    """Export one network with all its variants; its answers and the images become those of a run."""
+    print(f"exporting {name}", file=sys.stderr)
+    images, others = photographs(size, data_dir)
+    device.seed_everything(0)
+    network = models.build(Backbone(name), "linear", "backbone", size, 10)
+    weights = "random"
+    if name == LITE0:
+        with contextlib.suppress(UserError):  # the package that carries them is an extra
+            models.load_published(network, name, skip=set())
+            weights = "ImageNet"
+    if weights == "random":
+        for layer in network.model.layers:  # without statistics of its own a deep network dies out
+            if hasattr(layer, "inference_only"):
+                layer.momentum = 0.0
+        network.model(others[:32], training=True)
+    logits = np.concatenate([network.model(images[i : i + 32]).numpy() for i in range(0, len(images), 32)])
+    facts = {"study": "bench", "run": name, "run_time": "", "trained": {"precision": "float32"}}
+    published = exporting.publish(
+        models.standard(network.model),
+        name=name,
+        activation="softmax",
+        class_names=[str(number) for number in range(10)],
+        images=images[:32],
+        facts=facts | {"trained": {"precision": "float32", "test_top1": 1.0}},
+        exports=place / "exports",
+    )
+    folder = published.paths["onnx"]
+    variants.int8(folder / FILES["float32"], folder / FILES["int8"], others)
+    answers, classes = probabilities(logits), logits.argmax(axis=1)
+    run = records.run_folder(place / "results", name)
+    run.mkdir(parents=True)
+    if weights != "random":  # what nobody trained has no classes that eight bits could keep apart
+        np.savez(run / "predictions.npz", test=answers, test_labels=classes)
+    np.savez(place / f"{name}.npz", images=images, labels=classes)
+    return weights
+
+
+def measure(name, runtime, variant, place, cells=CELLS):
+    """The records of one artifact on one runtime, by a child as `frostline infer` starts it."""
+    manifest = exporting.current(place / "exports", name, runtimes.RUNTIMES[runtime].kind)
+    before = len(records.read(place / "results"))
+    job = {
+        "manifests": [manifest],
+        "tests": {name: str(place / f"{name}.npz")},
+        "runtime": runtime,
+        "how": plan.plain(How(variant=variant)),
+        "cells": cells,
+        "profile": "quick",
+        "latency_bound": None,
+        "logs": f"{name}/{runtime}-{variant}",
+        "figures": None,
+        "server": None,
+        "results": str(place / "results"),
+        "exports": str(place / "exports"),
+    }
+    children.run("frostline.measuring", job, log=place / "log.txt", on_event=lambda event: None)
+    return records.read(place / "results")[before:]
+
+
+# -- the harness itself --------------------------------------------------------------------------------
+
+
+def rate_of_a_loop(predict, images, size, seconds):
+    """Images a second of a bare loop over different batches."""
+    rng, count, started = np.random.default_rng(0), 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        rows = rng.integers(0, len(images), size)
+        predict(images[rows] if size > 1 else images[rows[0] : rows[0] + 1])
+        count += size
+    return count / (time.perf_counter() - started)
+
+
+def rate_of_loadgen(predict, images, scenario, size, seconds, place, call_seconds, same=False):
+    """The same calls by LoadGen: images a second, and the median seconds of a call."""
+    load = loadgen.Load(scenario, size, seconds, 1, call_seconds, same=same)
+
+    def answer(rows):
+        return predict(images[rows] if size > 1 else images[rows[0] : rows[0] + 1])
+
+    found = loadgen.run(load, len(images), answer, lambda rows, answer: None, place / "loadgen")
+    return found.images_per_second, statistics.median(found.seconds)
+
+
+def overhead(place, turns):
+    """LoadGen against a bare loop, and one image against different ones, in turns in this process."""
+    images = np.load(place / f"{LITE0}.npz")["images"]
+    lines = []
+    for runtime in ("onnxruntime", "saved_model", "tf_function", "keras_predict"):
+        kind = runtimes.RUNTIMES[runtime].kind
+        manifest = exporting.current(place / "exports", LITE0, kind)
+        predict = runtimes.ready(runtime, "cpu").open(place / "exports" / kind / LITE0 / "1", manifest, How())
+        for scenario, size in CELLS:
+            seconds = 1 / rate_of_a_loop(predict, images, size, 1.0) * size  # a warm-up, too
+            bare, driven, same, different = [], [], [], []
+            for _ in range(turns):
+                bare.append(rate_of_a_loop(predict, images, size, 2.0))
+                rate, median = rate_of_loadgen(predict, images, scenario, size, 2.0, place, seconds)
+                driven.append(rate)
+                different.append(median)
+                if size == 1:
+                    same.append(rate_of_loadgen(predict, images, scenario, 1, 2.0, place, seconds, same=True)[1])
+            ratio = statistics.median(driven) / statistics.median(bare)
+            lines.append([f"{runtime}, {scenario} @{size}: LoadGen ÷ a bare loop", f"{ratio:.3f}", "0.98"])
+            if same:
+                ratio = statistics.median(same) / statistics.median(different)
+                lines.append([f"{runtime}: p50 of one image again and again ÷ different ones", f"{ratio:.3f}", "0.90"])
+    return lines
+
+
+# -- ratios --------------------------------------------------------------------------------------------
+
+
+def figures(place, turns):
+    """Median images a second and agreement of each network, runtime, variant and batch size."""
+    found = {}
+    ways = [Way(runtime, How(), "quick", (), None) for runtime in FLOAT32]
+    ways += [Way("onnxruntime", How(variant="int8"), "quick", (), None)]
+    for _ in range(turns):
+        for name in NETWORKS:
+            print(f"measuring {name}", file=sys.stderr)
+            for way in ways if name == LITE0 else [ways[3], ways[5]]:
+                if not runtimes.unavailable(way.runtime, "cpu"):
+                    for row in measure(name, way.runtime, way.how.variant, place):
+                        key = (name, way.runtime, way.how.variant, row["batch_size"])
+                        assert row["outcome"] == "ok", row["reason"]
+                        found.setdefault(key, []).append((row["images_per_second"], row["agreement"]))
+    return {key: (statistics.median(rate for rate, _ in values), values[0][1]) for key, values in found.items()}
+
+
+def ratios(found):
+    """What is compared, the ratio, and what we aim for."""
+    lines = []
+    for size, least in ((1, 15), (32, 4)):
+        own = {runtime: found[LITE0, runtime, "float32", size][0] for runtime in FLOAT32
+               if (LITE0, runtime, "float32", size) in found}  # fmt: skip
+        best = max(own, key=own.get)
+        lines.append([f"{LITE0} @{size}: {best} ÷ keras_predict", f"{own[best] / own['keras_predict']:.1f}", least])
+        if size == 1:
+            lines.append([f"{LITE0} @1: {best} ÷ saved_model", f"{own[best] / own['saved_model']:.1f}", 3])
+    for name in NETWORKS:
+        for size in (1, 32):
+            whole, eight = (found[name, "onnxruntime", variant, size] for variant in ("float32", "int8"))
+            agrees = "" if eight[1] is None else f", top-1 agreement {eight[1]:.3f}"
+            text = f"{name} @{size}: int8 ÷ float32 in ONNX Runtime{agrees}"
+            lines.append([text, f"{eight[0] / whole[0]:.1f}", 2 if name == LITE0 else 3])
+    return lines
+
+
+def table(lines, head):
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [head, ["---", "--:", "--:"], *lines])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--turns", type=int, default=3, help="measurements of everything, in turns; default: 3")
+    parser.add_argument("--data-dir", type=Path, help="a folder that holds cats_and_dogs, one folder per class")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="frostline-bench-") as folder:
+        place = Path(folder)
+        weights = {name: publish(name, size, place, args.data_dir) for name, size in NETWORKS.items()}
+        found = figures(place, args.turns)
+        (null, *_) = measure(LITE0, "null", "float32", place)
+        harness = [["null: µs a query", f"{1e6 / null['images_per_second']:.1f}", "20 at most"]]
+        print(table(harness + overhead(place, args.turns), ["what measuring costs", "measured", "at least"]))
+        print("\n" + table(ratios(found), ["artifacts", "ratio", "at least"]))
+        print("\n" + json.dumps(weights))
+        rates = [[*key[:3], f"@{key[3]}", f"{rate:.1f} images/s"] for key, (rate, _) in found.items()]
+        print("\n".join(" ".join(line) for line in rates))
+
+
+if __name__ == "__main__":
+    main()
