@@ -1,6 +1,7 @@
 """Tiny SavedModels for the tests of the server."""
 
 import itertools
+import struct
 
 CLASSES = ("cat", "dog", "owl")
 SIZE = 8
@@ -123,18 +124,30 @@ def encoded(color, form="PNG", size=(SIZE, SIZE)):
     return out.getvalue()
 
 
-def bomb(side=60_000):
-    """A PNG of a few kilobytes that says it has side x side pixels."""
-    import struct
+def bomb(side=60_000, more=b""):
+    """A PNG of a few kilobytes that says it has side x side pixels; `more` follows its header."""
     import zlib
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
+    data = _chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + more + data + _chunk(b"IEND", b"")
+
+
+def unreadable_png():
+    """A bomb that TensorFlow reads and Pillow does not: a checksum that does not matter is wrong."""
+    return bomb(9000, _chunk(b"gAMA", bytes(4))[:-1] + b"?")
+
+
+def _chunk(kind, data):
+    import zlib
+
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def growing_gif():
+    """A GIF that begins as one pixel, and whose second frame has 60,000 x 60,000."""
+    frames = [b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\x00" for side in (1, 60_000)]
+    return b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6) + b"".join(frames) + b";"
 
 
 def until(condition, seconds=60):

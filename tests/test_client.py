@@ -246,6 +246,19 @@ def test_an_answer_that_is_no_json(rest):
         connection.status("tiny")
 
 
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b'{"predictions": []}', b'{"model_version_status": [{}]}'])
+def test_json_that_no_model_server_says(rest, answer):
+    with rest.connect() as connection:
+        request = connection.prepare("tiny", PIXELS)
+        rest.server.garbage = answer
+        for call in (lambda: connection.send(request), lambda: connection.metadata("tiny")):
+            with pytest.raises(ServingError, match="the answer is not that of a TensorFlow Serving"):
+                call()
+    rest.server.garbage = b'{"model_version_status": [{}]}'
+    with rest.connect() as connection, pytest.raises(ServingError, match="the answer is not that of"):
+        connection.status("tiny")
+
+
 def test_rest_needs_no_tensorflow(rest):
     code = f"""
 import sys

@@ -433,6 +433,40 @@ def test_a_version_that_cannot_be_loaded_gets_no_label(exports):
     assert served(exports) == LOADED and polling.labels == {"stable": 1, "canary": 1}
 
 
+class Meanwhile(Polling):
+    """A server beside which somebody rolls another model out while we wait for it to load version 1."""
+
+    def __init__(self, exports, model):
+        super().__init__(exports)
+        self.holds, self.model = set(), model
+
+    def sleep(self, seconds):
+        if self.holds:
+            return super().sleep(seconds)
+        published = deploy.versions(self.exports, self.model)
+        step = lambda now: rollout.forward(self.model, now, published, None)  # noqa: E731
+        deploy.take(self.exports, self.model, step, None, lambda line: None)
+        self.holds = {1}
+
+
+def test_what_others_wrote_while_a_rollout_waited_is_kept(exports):
+    deploy.bundle(exports)
+    for model, version in (("tiny", 2), ("pets.all", 13)):
+        publish(exports, model, version)
+    step = lambda now: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    deploy.take(exports, "tiny", step, Meanwhile(exports, "pets.all").server(), print)
+    assert served(exports) == CANARY and served(exports, "pets.all").versions == (12, 13)
+
+
+def test_two_rollouts_of_one_model_do_not_mix(exports):
+    deploy.bundle(exports)
+    publish(exports, "tiny", 2)
+    step = lambda now: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    with pytest.raises(UserError, match="somebody else changed tiny meanwhile; it is versions 1, 2; stable is 1"):
+        deploy.take(exports, "tiny", step, Meanwhile(exports, "tiny").server(), print)
+    assert served(exports) == LOADED
+
+
 def test_a_server_that_does_not_poll_is_not_waited_for_for_ever(exports):
     deploy.bundle(exports)
     publish(exports, "tiny", 2)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 
@@ -109,6 +110,15 @@ def test_a_palette_is_found_before_bytes_are_sent(place, tmp_path, capsys):
     Image.new("RGB", (4, 4), "red").quantize(4).save(tmp_path / "palette.bmp")
     assert run(place, tmp_path / "palette.bmp") == 1
     assert "a BMP with a palette; save it as PNG" in capsys.readouterr().err and place.model.asked == []
+
+
+def test_a_bomb_is_no_image(place, tmp_path, capsys):
+    whole = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(whole, "BMP")
+    side = (60_000).to_bytes(4, "little")
+    (tmp_path / "bomb.bmp").write_bytes(whole.getvalue()[:18] + side + side + whole.getvalue()[26:])
+    assert run(place, tmp_path / "bomb.bmp") == 1
+    assert "corrupt, truncated or no image" in capsys.readouterr().err and place.model.asked == []
 
 
 def test_a_model_that_names_no_classes():

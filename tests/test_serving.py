@@ -9,10 +9,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from unittest.mock import ANY
 
 import pytest
 import serving_models
-from serving_models import CLASSES, SIZE, bomb, encoded
+from serving_models import CLASSES, SIZE, bomb, encoded, growing_gif, unreadable_png
 
 from frostline import serving
 from frostline.children import Died
@@ -197,6 +198,8 @@ def test_status_and_metadata(server):
         (f"{LINE}/versions/9", None, 404, "Could not find version 9 of model half_plus_two"),
         (f"{LINE}/versions/9/metadata", None, 404, "Servable not found for request: Specific(half_plus_two, 9)"),
         (f"{LINE}/versions/{10**19}", None, 400, f"Failed to convert version: {10**19} to numeric."),
+        (f"{LINE}/versions/{'0' * 20}{10**19}", None, 400, "to numeric."),
+        (f"{LINE}/versions/{'0' * 5000}9", None, 404, "Could not find version 9 of model half_plus_two"),
         (f"{LINE}:frobnicate", {}, 400, f"Malformed request: POST {LINE}:frobnicate"),
         (f"{LINE}:predict", None, 400, f"Malformed request: GET {LINE}:predict"),
         ("/v1/models/none:predict", {"instances": [1]}, 404, "Servable not found for request: Latest(none)"),
@@ -212,6 +215,11 @@ def test_status_and_metadata(server):
         (f"{LINE}:predict", b'{"instances": [1', 400, "JSON Parse error: Expecting ',' delimiter at offset: 16"),
         (f"{LINE}:predict", b"\xff\xfe", 400, "JSON Parse error: 'utf-8' codec"),
         (f"{LINE}:predict", b"[" * 100_000, 400, "JSON Parse error"),
+        (f"{LINE}:predict", b'{"instances": ' + b"[" * 70 + b"]" * 70 + b"}", 400, "64 dimensions"),
+        (f"{LINE}:predict", b'{"instances": [1, ' + b"[" * 990 + b"]" * 991 + b"}", 400, "JSON Parse error: maximum"),
+        (f"{IMAGES}:predict", {**BYTES, "instances": ["\ud800"]}, 400, "JSON Parse error: 'utf-8' codec"),
+        (f"{IMAGES}:classify", {"examples": [{"image/encoded": "\ud800"}]}, 400, "JSON Parse error: 'utf-8' codec"),
+        (f"{IMAGES}:classify", {"signature_name": "\ud800", "examples": [{}]}, 400, "JSON Parse error: 'utf-8' codec"),
         (f"{LINE}:predict", b"[1]", 400, "Is not object"),
         (f"{LINE}:predict", {"signature_name": 1}, 400, "'signature_name' key must be a string value."),
         (f"{LINE}:predict", {}, 400, "Missing 'inputs' or 'instances' key"),
@@ -266,11 +274,17 @@ def test_what_would_eat_the_memory_is_refused_and_the_server_lives_on(server, st
     assert status == 400 and "pixels" in found["error"]
     example = {"signature_name": "classify", "examples": [{"image/encoded": b64(bomb(9000))}]}
     assert "pixels" in ask(server, f"{IMAGES}:classify", example)[1]["error"]
+    for disguised in (growing_gif(), unreadable_png()):
+        found = ask(server, f"{IMAGES}:predict", {"signature_name": "serving_bytes", "instances": [b64(disguised)]})
+        assert found[0] == 400 and "pixels" in found[1]["error"]
     squeezed = gzip.compress(b'{"instances": [' + b" " * (100 * 2**20) + b"1]}")
     assert ask(server, f"{LINE}:predict", squeezed, {"Content-Encoding": "gzip"}.items())[0] == 413
     repeated = predict_request("half_plus_two", x=[1.0])
     repeated.inputs["x"].tensor_shape.dim[0].size = 2**40
     assert refusal(stub.Predict, repeated)[0] == "RESOURCE_EXHAUSTED"
+    files = predict_request("images", "serving_bytes", image_bytes=[b"x"])
+    files.inputs["image_bytes"].tensor_shape.dim[0].size = 10**7
+    assert refusal(stub.Predict, files) == ("RESOURCE_EXHAUSTED", ANY)
     large = predict_request("half_plus_two", x=[1.0])
     large.inputs["x"].tensor_content = bytes(100 * 2**20)
     assert refusal(stub.Predict, large)[0] == "RESOURCE_EXHAUSTED"

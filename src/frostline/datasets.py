@@ -671,7 +671,7 @@ def unfit(raw: bytes) -> str | None:
             with Image.open(io.BytesIO(raw)) as bitmap:
                 if bitmap.mode == "P":
                     return "a BMP with a palette; save it as PNG"
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             return "corrupt, truncated or no image"
     return None
 

@@ -102,12 +102,12 @@ class Connection:
     def metadata(self, model: str, *, version: int | None = None, label: str | None = None) -> Metadata:
         """The version that answers now, and its signatures."""
         which = Which(model, version, label)
-        return messages.metadata(self._ask(which, lambda: self._way.metadata(which)))
+        return self._ask(which, lambda: messages.metadata(self._way.metadata(which)))
 
     def status(self, model: str) -> list[State]:
         """All versions of a model that the server knows of, newest first."""
         try:
-            return messages.states(self._try(lambda: self._way.status(model)))
+            return self._try(lambda: messages.states(self._way.status(model)))
         except ServingError as error:
             if error.code == "NOT_FOUND":
                 text = f"{self.url} serves no model {model!r}; the names are in the server's models.config"
@@ -141,12 +141,20 @@ class Connection:
     def _try(self, call: Callable[[], T]) -> T:
         for turn in range(self._retries):
             try:
-                return call()
+                return self._read(call)
             except ServingError as error:
                 if error.code != "UNAVAILABLE":
                     raise
             self._sleep(FIRST_WAIT_SECONDS * 2**turn)
-        return call()
+        return self._read(call)
+
+    def _read(self, call: Callable[[], T]) -> T:
+        """The answer to a call; raises ServingError where it has not the form of one."""
+        try:
+            return call()
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            text = f"{self.url}: the answer is not that of a TensorFlow Serving; is this its address?"
+            raise ServingError("UNKNOWN", text) from error
 
 
 def _input(known: Metadata, which: Which, name: str, images: Images) -> str:

@@ -167,6 +167,10 @@ def take(
         _check(exports, model, step.state)
         if server:  # it refuses labels of versions that it does not hold
             _wait(server, model, {step.state.stable, step.state.canary}, {})
+            whole = config.read(path)  # others may have written it while we waited
+            entry = config.entry(whole, model)
+            if config.served(entry) != now:
+                raise UserError(f"{path}: somebody else changed {model} meanwhile; it is {config.served(entry)}")
         elif step.hasty and (rest := SETTLED_SECONDS - (clock() - path.stat().st_mtime)) > 0:
             raise UserError(
                 f"{path} has just been written, and a server that has not loaded {model} {step.state.canary} yet would "

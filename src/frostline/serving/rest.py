@@ -75,9 +75,10 @@ async def _dispatch(served: Core, request: web.Request, path: str) -> str:
 def _spec(match: re.Match[str]) -> Any:
     spec, version = ModelSpec(name=unquote(match["name"])), match["version"]
     if version:
-        if int(version[:20]) > MAX_VERSION:
+        number = int(version.lstrip("0")[:20] or "0")  # Python reads no number of thousands of digits
+        if number > MAX_VERSION:
             raise invalid(f"Failed to convert version: {version} to numeric.")
-        spec.version.value = int(version)
+        spec.version.value = number
     elif match["label"]:
         spec.version_label = unquote(match["label"])
     return spec

@@ -13,6 +13,7 @@ import tensorflow as tf
 from frostline.serving import tensors
 from frostline.serving.status import Refused, invalid
 
+MOST_DIMENSIONS = 64  # NumPy's
 QUOTED = 1024  # characters of a JSON value that an error repeats
 TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
 WHOLE = (-(2**31), 2**31 - 1)  # a value of a small type wraps around, as in the real server
@@ -102,6 +103,8 @@ def dense(value: Any, dtype: int, as_rows: bool) -> np.ndarray:
         if set(map(type, leaves)) != {list} or len(set(map(len, leaves))) > 1:
             each(_check_list, len(leaves[0]), len(shape))
         shape.append(len(leaves[0]))
+        if len(shape) > MOST_DIMENSIONS:
+            raise invalid(f"a tensor may have {MOST_DIMENSIONS} dimensions here")
         leaves = list(chain.from_iterable(leaves))
     name = tensors.type_name(dtype)
     types, low, high = LIMITS.get(name, (set(), 0, 0))
@@ -130,7 +133,7 @@ def _check_leaf(leaf: Any, name: str) -> Any:
     if type(leaf) not in types or (float not in types and not low <= leaf <= high):
         kind = TYPES.get(type(leaf), str(leaf))
         raise invalid(f"JSON Value: {_quote(leaf)} Type: {kind} is not of expected type: {name}")
-    largest = high if type(leaf) is int else np.finfo(np.float32 if name == "float" else np.float64).max
+    largest = high if type(leaf) is int else float(np.finfo(np.float32 if name == "float" else np.float64).max)
     if largest < abs(leaf) < float("inf"):
         raise invalid(f"Cannot convert JSON value: {_quote(leaf)} to {name} without loss of precision.")
     return leaf
@@ -181,8 +184,9 @@ def _fill_example(example: Any, entry: Any) -> None:
             kind = {bool: "int64_list", int: "int64_list", float: "float_list"}.get(type(value), "bytes_list")
             if feature.WhichOneof("kind") not in (None, kind):
                 raise invalid(f"Unexpected element type in feature: {name}")
+            known = value if kind != "bytes_list" else _bytes(value)
             try:
-                getattr(feature, kind).value.append(value if kind != "bytes_list" else _bytes(value))
+                getattr(feature, kind).value.append(known)
             except ValueError as error:
                 raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.") from error
 

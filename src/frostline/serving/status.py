@@ -28,6 +28,8 @@ def refused(error: BaseException) -> Refused:
         return error
     if isinstance(error, asyncio.TimeoutError):
         return Refused("DEADLINE_EXCEEDED", "Timed out waiting for the model")
+    if isinstance(error, (UnicodeEncodeError, RecursionError)):  # Python's JSON lets half a character in
+        return invalid(f"JSON Parse error: {error}")
     if isinstance(code := getattr(error, "error_code", None), int):  # TensorFlow's
         return Refused(CODES[code], str(getattr(error, "message", error)))
     return Refused("INTERNAL", f"{type(error).__name__}: {error}")
