@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if not earlier:
         print(f"{path} is saved; there is no earlier run on this machine to compare with")
         return 0
-    old, new = read(earlier[-1]), read(path)
+    old, new = newest_of(earlier), read(path)
     suspects = slower(old, new)
     if suspects:
         print(f"{len(suspects)} seem slower and are run once more")
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
             return failed
         again = read(saved(STORAGE / "again")[-1])
         suspects = slower(old, {name: faster(new[name], again[name]) for name in suspects})
-    print(f"against {earlier[-1]}")
+    print(f"against the last saved figures, up to {earlier[-1]}")
     print(table(old, new, suspects))
     return 1 if suspects else 0
 
@@ -64,6 +64,14 @@ def saved(storage: Path) -> list[Path]:
 def read(path: Path) -> Runs:
     """The benchmarks of a saved run by their names."""
     return {one["fullname"]: one for one in json.loads(path.read_text())["benchmarks"]}
+
+
+def newest_of(paths: list[Path]) -> Runs:
+    """Each benchmark as it was saved last: a run of a part of them leaves the others as they were."""
+    found: Runs = {}
+    for path in paths:
+        found |= read(path)
+    return found
 
 
 def slower(old: Runs, new: Runs) -> list[str]:

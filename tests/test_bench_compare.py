@@ -66,6 +66,14 @@ def test_a_regression_has_to_show_twice(machine, capsys):
     assert "step: SLOWER" in capsys.readouterr().out
 
 
+def test_a_run_of_a_part_does_not_hide_a_regression_of_the_rest(machine, capsys):
+    _, coming = machine
+    coming += [run(step=(1.0, 0.01), epoch=(1.0, 0.01)), run(epoch=(1.0, 0.01))]
+    coming += [run(step=(2.0, 0.01), epoch=(1.0, 0.01)), run(step=(2.0, 0.01))]
+    assert compare.main([]) == 0 and compare.main(["-k", "epoch"]) == 0
+    assert compare.main([]) == 1 and "step: SLOWER" in capsys.readouterr().out
+
+
 def test_what_pytest_says_of_a_failure_is_passed_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(compare, "STORAGE", tmp_path)
     monkeypatch.setattr(compare, "measure", lambda arguments, save=None: 4)

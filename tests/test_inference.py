@@ -539,6 +539,19 @@ def test_seconds_of_a_query_are_from_its_arrival_on(tmp_path):
     assert max(found.seconds) > 0.05 and statistics.median(found.seconds) <= found.latency(50)
 
 
+def test_one_call_in_sixteen_is_checked_whatever_other_threads_do_meanwhile():
+    checked = []
+
+    def complete(queries):
+        if queries == [0]:  # while the first is completed, others begin and end
+            calls.issue(list(range(1, 32)), list(range(1, 32)))
+
+    load = loadgen.Load("server", 1, 0.0, 1, 0.001)
+    calls = loadgen._Calls(load, lambda rows: rows, lambda rows, found: checked.extend(rows), complete, lambda: 0.0)
+    calls.issue([0], [0])
+    assert sorted(checked) == [0, 16]
+
+
 def test_what_goes_wrong_in_a_thread_is_raised(tmp_path):
     def answer(rows):
         raise ValueError("no")
