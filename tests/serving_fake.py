@@ -121,9 +121,7 @@ def grpc_server(model):
         about = model.metadata(spec.name, which(spec))
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.model_spec.version.value = int(about["model_spec"]["version"])
-        signatures = json_format.ParseDict(
-            about["metadata"]["signature_def"], get_model_metadata_pb2.SignatureDefMap()
-        )
+        signatures = json_format.ParseDict(about["metadata"]["signature_def"], get_model_metadata_pb2.SignatureDefMap())
         response.metadata["signature_def"].Pack(signatures)
         return response
 

@@ -107,4 +107,3 @@ def _check_form(model: keras.Model, activation: str, class_names: Sequence[str],
         raise ValueError(f"outputs {outputs} do not fit {activation} over {len(class_names)} classes")
     if images.dtype != "uint8" or images.shape[1:] != pixels.shape[1:] or not len(images):
         raise ValueError(f"images {images.dtype} {images.shape} do not fit the input {pixels.shape}")
-
