@@ -912,6 +912,17 @@ def test_an_unchanged_run_is_not_published_twice(places, planned, monkeypatch):
     assert harness.export_models({planned[0].configuration}, places)
 
 
+def test_two_commands_do_not_publish_into_one_folder_at_once(places, planned):
+    places.results.mkdir()
+    finish(planned[0], places.results)
+    chosen = {planned[0].configuration}
+    with (
+        records.lock(places.exports, "exports"),
+        pytest.raises(UserError, match=r"is writing to .*exports; wait for it, or choose another --exports DIR"),
+    ):
+        harness.export_models(chosen, places)
+
+
 def test_a_variant_that_is_not_there_is_published_with_those_that_are(places, planned, monkeypatch):
     jobs = []
 

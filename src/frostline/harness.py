@@ -680,6 +680,14 @@ def export_models(configurations: Collection[str], places: Places, variants: Col
         wanted = {"float32", *variants, *known} if variants else exporting.DEFAULT_VARIANTS
         seeds = [row["seed"] for row in configuration.finished]
         chosen.append({"record": record, "seeds": seeds, "variants": [v for v in exporting.VARIANTS if v in wanted]})
+    if not chosen:
+        return True
+    with records.lock(places.exports, "exports"):
+        return _publish(chosen, places)
+
+
+def _publish(chosen: list[Event], places: Places) -> bool:
+    """Export runs in a child, and in another one what is left when it dies; True when all went well."""
     failures: list[str] = []
     started: list[Event] = []
     with Progress(len(chosen), "models", left=False) as progress:

@@ -32,24 +32,27 @@ def now() -> str:
 
 
 @contextlib.contextmanager
-def lock(results: Path) -> Iterator[None]:
-    """Hold the results folder for one writing command; raises UserError when another holds it or it is not writable."""
+def lock(folder: Path, what: str = "results") -> Iterator[None]:
+    """Hold a folder of results or exports for one writing command.
+
+    Raises UserError when another holds it or it is not writable.
+    """
     import fcntl
 
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        handle = os.open(results / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / f".{what}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        reason = f"cannot write to the results folder {results}: {error.strerror}"
-        raise UserError(f"{reason}; choose --results DIR") from error
+        reason = f"cannot write to the {what} folder {folder}: {error.strerror}"
+        raise UserError(f"{reason}; choose --{what} DIR") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
             raise UserError(
-                f"another frostline command (process {holder}) is writing to {results}; "
-                "wait for it, or choose another --results DIR"
+                f"another frostline command (process {holder}) is writing to {folder}; "
+                f"wait for it, or choose another --{what} DIR"
             ) from None
         with contextlib.suppress(OSError):  # who holds it is for the other command's message alone
             os.ftruncate(handle, 0)

@@ -104,6 +104,8 @@ def command(
         parse(own)
         return [sys.executable, "-P", "-m", "frostline.serving.server", *own]
     if backend == "binary":
+        if host not in ("127.0.0.1", "0.0.0.0"):
+            raise UserError(f"--host {host}: {BINARY} answers on every address; give --backend embedded, or no --host")
         return [BINARY, *flags, *ports]
     files = [Path(flag.partition("=")[2]).absolute().parent for flag in flags if re.match(r"--\w+_file=.", flag)]
     bases = [Path(flag.partition("=")[2]).absolute() for flag in flags if flag.startswith("--model_base_path=")]
