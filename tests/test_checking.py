@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from frostline import children, exporting
+from frostline import batching, children, exporting
 from frostline.exporting import checking, saved_model, versions, warmup
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -101,6 +101,10 @@ BROKEN = {
     "a warm-up of another size": (
         lambda e: write_warmup(e, size=9),
         "saved_model: its warm-up fails: serving_default with 1 images: ",
+    ),
+    "a size that is allowed and not warmed up": (
+        lambda e: (folder(e) / batching.FILE).write_text(batching.parameters((1, 2, 64))) and describe_again(folder(e)),
+        f"saved_model: {warmup.FILE} does not ask classify with 64 images",
     ),
     "half a version": (half, "saved_model: there is no such version; it was half published"),
     "no manifest": (lambda e: (folder(e) / "manifest.json").unlink(), "saved_model: there is no manifest.json"),

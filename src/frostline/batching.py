@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+FILE = "batching_params.pbtxt"  # a version's own
 # A batch is padded to the next of these. Each is warmed up for every signature of a version, so they are few.
 ALLOWED_SIZES = (1, 2, 4, 8, 16, 32)
 # How long the first image of a batch waits for others, where nothing was measured.
@@ -21,7 +22,7 @@ def parameters(
 ) -> str:
     """A text BatchingParameters: batches of up to the last of `sizes`, padded to one of them.
 
-    Without `threads` it is a model's own `batching_params.pbtxt`, which lies in a version's folder and is read under
+    Without `threads` it is a version's own, which lies in a version's folder and is read under
     `--enable_per_model_batching_parameters`; the number of threads always comes from the server's file.
     """
     lines = [

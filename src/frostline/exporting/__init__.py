@@ -67,7 +67,7 @@ def publish(
         model.save(folders["keras"] / "model.keras")
         saved_model.write(model, activation, class_names, folders["saved_model"])
         warmup.write(folders["saved_model"], name, model.input_shape[1])
-        (folders["saved_model"] / "batching_params.pbtxt").write_text(batching.parameters())
+        (folders["saved_model"] / batching.FILE).write_text(batching.parameters())
         onnx.write(folders["saved_model"], folders["onnx"] / "model.onnx")
         agreement = parity.check(model, folders, images, activation, class_names)
         made = variants.add(folders["onnx"], onnx_variants, data) if data else {}

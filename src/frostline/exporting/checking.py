@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -11,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frostline import children, device
+from frostline import batching, children, device
 from frostline.errors import UserError
 from frostline.exporting import SCHEMA, versions, warmup
 from frostline.exporting.versions import KINDS, MANIFEST
+from frostline.serving import protos
 
 SAME = ("name", "version", "run", "run_time", "class_names", "graph")  # in the manifests of a version's three kinds
 
@@ -144,8 +146,10 @@ def _saved_model(folder: Path, manifest: dict[str, Any]) -> None:
         requests = [warmup.feeds(request) for request in warmup.read(folder)]
     except ValueError as error:
         raise Wrong(str(error)) from error
-    if unasked := set(manifest["signatures"]) - {signature for signature, _ in requests}:
-        raise Wrong(f"{warmup.FILE} does not ask {min(unasked)}")
+    sizes = protos.read(folder / batching.FILE, protos.BatchingParameters).allowed_batch_sizes
+    asked = {(signature, len(next(iter(feeds.values())))) for signature, feeds in requests}
+    if unasked := set(itertools.product(manifest["signatures"], sizes)) - asked:
+        raise Wrong("{} does not ask {} with {} images".format(warmup.FILE, *min(unasked)))
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(folder))
         for signature, feeds in requests:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
 from tensorflow_serving.apis.get_model_metadata_pb2 import SignatureDefMap
 
+from frostline.batching import FILE as PARAMETERS_FILE
 from frostline.serving import batching, config, jobs, metrics, protos, servables, status
 from frostline.serving.flags import Flags
 from frostline.serving.jobs import Job, Outputs
@@ -23,7 +24,6 @@ from frostline.serving.versions import Models
 T = TypeVar("T")
 MAX_WAITING = 1024  # requests that have no thread yet
 LARGE = 2**20  # bytes of a request that is looked at in a thread, while others are answered
-IN_BUNDLE = "batching_params.pbtxt"
 SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -51,8 +51,8 @@ def make(flags: Flags) -> Core:
 
     def load(name: str, version: int, path: Path) -> Servable:
         limits = usual
-        if flags.enable_per_model_batching_parameters and (path / IN_BUNDLE).is_file():
-            limits = batching.parameters(protos.read(path / IN_BUNDLE, protos.BatchingParameters))
+        if flags.enable_per_model_batching_parameters and (path / PARAMETERS_FILE).is_file():
+            limits = batching.parameters(protos.read(path / PARAMETERS_FILE, protos.BatchingParameters))
         servable = servables.load(name, version, path, flags)
         try:
             if flags.enable_model_warmup:
