@@ -500,7 +500,7 @@ def _shared(
         shared.finish(done)
         shown = training.order(len(images.labels), run.seed, 1, 0)
         try:
-            difference = trunk.verify(network, found, kept, images.images, shown, own.batch_size)
+            difference = trunk.verify(network, found, kept, arrays["train"], shown, own.batch_size)
         except prefix.FeaturesDiffer:
             del shelf.trunks[name]
             raise

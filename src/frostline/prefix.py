@@ -119,7 +119,7 @@ def compare(
     tolerance = TOLERANCE[_precision(network)]
     if not worst <= tolerance:
         raise FeaturesDiffer(
-            f"features at {', '.join(boundary)} differ by {worst:.2g} of the largest from those of the whole network, "
+            f"features at {', '.join(boundary)} differ by {worst:.2g} of the largest from what is computed anew, "
             f"more than {tolerance:g}"
         )
     return worst

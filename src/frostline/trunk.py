@@ -114,19 +114,20 @@ def share(
 
 
 def verify(
-    network: Network, cut: frontier.Cut, kept: Kept, images: np.ndarray, order: np.ndarray, batch_size: int
+    network: Network, cut: frontier.Cut, kept: Kept, rows: Sequence[np.ndarray], order: np.ndarray, batch_size: int
 ) -> float:
-    """Largest difference between what is kept of the first batch and what the whole network says of its images,
-    relative to the largest; raises `prefix.FeaturesDiffer` above the tolerance of the network's precision.
+    """Largest difference between what is kept of the first batch and what the trunk says of it by itself, outside the
+    compiled program, relative to the largest; raises `prefix.FeaturesDiffer` above the tolerance of the precision.
 
-    `order` is that of the first epoch, which must be kept.
+    `rows` are the features that the trunk is given, which have a proof of their own; `order` is that of the first
+    epoch, which must be kept.
     """
     import tensorflow as tf
 
-    rows = order[:batch_size]
+    first = order[:batch_size]
     with _at(cut, kept.states[0]):
-        right = prefix.part(network.model, cut.boundary)(tf.constant(images[rows]), training=True)
-    return prefix.compare(network, cut.boundary, (kept.shown[rows],), [np.asarray(right)])
+        right = _trunk(cut)(tf.convert_to_tensor(rows[0][first]), training=True)  # a trunk has one input
+    return prefix.compare(network, cut.boundary, (kept.shown[first],), [np.asarray(right)])
 
 
 def _trunk(cut: frontier.Cut) -> Any:
