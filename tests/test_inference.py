@@ -488,7 +488,7 @@ def test_the_search_finds_the_capacity_of_a_simulated_server(start):
         asked.append(rate)
         return p99(rate, 0.01) <= 0.05
 
-    found = rules.highest_rate(holds, start)
+    found = rules.highest_rate(holds, start, holds)
     assert p99(found, 0.01) <= 0.05 < p99(found * 1.1, 0.01)
     assert 50 < found < 100 and len(asked) < 25
 
@@ -499,7 +499,7 @@ def test_a_rate_that_is_not_held_three_times_is_lowered():
 
 
 def test_a_server_that_holds_no_rate_has_none():
-    assert rules.highest_rate(lambda rate: False, 10.0) is None
+    assert rules.highest_rate(lambda rate: False, 10.0, confirmed=lambda rate: True) is None
     assert rules.highest_rate(lambda rate: rate < 10, 5.0, confirmed=lambda rate: False) is None
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 FILE = "batching_params.pbtxt"  # a version's own
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+MOST_WARMUP = 1000  # with more records TensorFlow Serving refuses the version
 # A batch is padded to the next of these. Each is warmed up for every signature of a version, so they are few.
 ALLOWED_SIZES = (1, 2, 4, 8, 16, 32)
 # How long the first image of a batch waits for others, where nothing was measured.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from frostline import __version__, plots, serving
 from frostline.children import Died
-from frostline.errors import UserError
+from frostline.errors import UserError, nothing_published
 from frostline.tables import FORMATS
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _before_and_with_training(commands)
     _after_training(commands)
+    _of_models(commands)
     _serving(commands)
     return top
 
@@ -135,6 +136,17 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--format", choices=plots.FORMATS, help="default: both")
     sub.set_defaults(command=plot)
 
+    sub = commands.add_parser("features", help="the stored features of frozen networks")
+    verbs = sub.add_subparsers(required=True, metavar="list|clear")
+    sub = verbs.add_parser("list", help="what is stored, last used first")
+    sub.add_argument("--format", choices=("table", "json"), default="table")
+    sub.set_defaults(command=features_list)
+    sub = verbs.add_parser("clear", help="remove features that no command is using")
+    sub.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key, 6 or more; all without one")
+    sub.set_defaults(command=features_clear)
+
+
+def _of_models(commands: Any) -> None:
     sub = commands.add_parser("export", help="publish the models of a results folder")
     sub.add_argument("results", type=Path, metavar="RESULTS")
     _places(sub, "exports", "data")
@@ -162,6 +174,8 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--fresh", action="store_true", help="measure again what is measured")
     sub.set_defaults(command=infer)
 
+
+def _serving(commands: Any) -> None:
     sub = commands.add_parser(
         "serve",
         help="answer requests as TensorFlow Serving does",
@@ -173,17 +187,6 @@ def _after_training(commands: Any) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="the address to answer on; default: this machine alone")
     sub.set_defaults(command=serve)
 
-    sub = commands.add_parser("features", help="the stored features of frozen networks")
-    verbs = sub.add_subparsers(required=True, metavar="list|clear")
-    sub = verbs.add_parser("list", help="what is stored, last used first")
-    sub.add_argument("--format", choices=("table", "json"), default="table")
-    sub.set_defaults(command=features_list)
-    sub = verbs.add_parser("clear", help="remove features that no command is using")
-    sub.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key, 6 or more; all without one")
-    sub.set_defaults(command=features_clear)
-
-
-def _serving(commands: Any) -> None:
     sub = commands.add_parser("predict", help="send images to a running server")
     sub.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders with images")
     sub.add_argument("--model", required=True, metavar="NAME", help="as the server calls it: STUDY.CONFIGURATION")
@@ -398,7 +401,7 @@ def infer(args: argparse.Namespace) -> int:
 
     manifests = exporting.manifests(args.exports)
     if not manifests:
-        raise UserError(f"{args.exports} holds no published model; type: frostline run STUDY --exports {args.exports}")
+        raise nothing_published(args.exports)
     places = harness.Places(args.results, args.exports, args.data_dir)
     asked = matrix.Asked(
         runtimes=tuple(args.runtime),

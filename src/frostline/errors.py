@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -26,6 +27,11 @@ def lookup(table: Mapping[str, T], name: str, noun: str) -> T:
     if name in table:
         return table[name]
     raise UserError(f"unknown {noun} {name!r}; {nearest(name, table)}")
+
+
+def nothing_published(exports: Path) -> UserError:
+    """What to say of a folder without a model."""
+    return UserError(f"{exports} holds no published model; type: frostline run STUDY --exports {exports}")
 
 
 def optional_import(module: str, extra: str) -> ModuleType:

@@ -708,16 +708,15 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
     looks: list[tuple[int, Run, Stage, dict[str, int]]] = []
     known: dict[tuple[str, ...], float] = {}
     base = machine.peak_memory_bytes() or 0
+    last = None
     for run in _runs(job):
         emit("checking", freeze=run.freeze.name)
         dataset = _load(plan.whole(run.data), _data_dir(job), run.limit)
-        device.seed_everything(run.seed)
         with _row_named(job["where"], run):
-            network = build(run, dataset)
-            check_weights(run, network)
-            for name in sorted(search.optimizers(run.freeze)):
-                training.optimizer(name, 1e-3)
-            looked = [_look(network, run, stage, job) for stage in run.freeze.stages]
+            # Variants of a row that differ in their number of training images follow each other and look the same.
+            alike = (run.backbone, run.freeze, plan.whole(run.data), run.inherit_head, run.engine)
+            if alike != last:
+                network, looked, last = *_checked(run, dataset, job), alike
             images = {name: len(split) for name, split in _splits(datasets.part(dataset, run.data)[1]).items()}
             images["pass"] = sum(map(len, _splits(dataset).values()))
             timed = _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None
@@ -748,6 +747,18 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             )
     effort = _effort(looks, found, job) if job["cells"] else None
     emit("checked", device=device.kind(), mixed=device.mixed_precision(), configurations=found, effort=effort)
+
+
+def _checked(
+    run: Run, dataset: datasets.Dataset, job: dict[str, Any]
+) -> tuple[models.Network, list[tuple[freezing.Mask, dict[str, Any]]]]:
+    """The network of a run, and what each of its stages would train; raises UserError."""
+    device.seed_everything(run.seed)
+    network = build(run, dataset)
+    check_weights(run, network)
+    for name in sorted(search.optimizers(run.freeze)):
+        training.optimizer(name, 1e-3)
+    return network, [_look(network, run, stage, job) for stage in run.freeze.stages]
 
 
 def _effort(

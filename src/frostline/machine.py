@@ -131,10 +131,10 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "frostline"
 
 
-def reset_peak_memory(process: int | None = None) -> None:
-    """Set the peak of a process's resident memory (None: of this one) to what it holds now, where Linux lets us."""
+def reset_peak_memory() -> None:
+    """Set the peak of this process's resident memory to what it holds now, where the system can (Linux)."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def cpu_seconds(process: int) -> float | None:

@@ -13,6 +13,15 @@ from typing import Any
 from frostline.errors import UserError
 
 SCHEMA = 1
+# What is measured of each cell of artifact, runtime and scenario.
+FIGURES = (
+    "images_per_second",
+    "latency_p50_seconds",
+    "latency_p90_seconds",
+    "latency_p95_seconds",
+    "latency_p99_seconds",
+    "count",
+)
 FILE = "records.jsonl"
 
 

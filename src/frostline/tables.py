@@ -10,7 +10,7 @@ from typing import Any
 
 from frostline import whole
 from frostline.progress import duration
-from frostline.records import Configuration, configurations, explained, marks
+from frostline.records import FIGURES, Configuration, configurations, explained, marks
 
 MIB = 1 / 2**20
 FORMATS = ("github", "plain", "csv", "latex", "json")
@@ -71,14 +71,6 @@ INFER_KEY = (
     "scenario",
     "profile",
     "batch_size",
-)
-FIGURES = (
-    "images_per_second",
-    "latency_p50_seconds",
-    "latency_p90_seconds",
-    "latency_p95_seconds",
-    "latency_p99_seconds",
-    "count",
 )
 INFER = (
     "version",

@@ -192,16 +192,11 @@ def train(
         model = cut.suffix if cut else network.model
         if shared:
             model, features, of_views = shared.rest, shared.features, shared.of_epochs
-            clock.compiled(shared.compile_seconds)
-            spared += shared.spared_seconds
         compile_model(model, stage, xla, network.head.label_smoothing)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
         if features:
-            ordered = _ordered(lesson, shared, clock)
-            compiling, ready = _fit_cached(model, features, of_views, lesson, ordered, callbacks, read)
-            clock.compiled(compiling)
-            spared += compiling if ready else 0.0
+            spared += _fit_cached(model, features, of_views, lesson, shared, callbacks, clock)
         else:
             _fit_plain(model, lesson, callbacks)
         if shared:
@@ -284,22 +279,27 @@ def _fit_cached(
     features: Arrays,
     of_views: cached.OfViews | None,
     lesson: _Lesson,
-    ordered: Callable[[int], Any],
+    shared: Shared | None,
     callbacks: list[Any],
-    read: Callable[[], float],
-) -> tuple[float, bool]:
+    clock: Clock,
+) -> float:
+    """Train a stage on features; returns the seconds that an earlier run spared it before its first step."""
     validation = lesson.validation
-    return cached.fit(
+    if shared:
+        clock.compiled(shared.compile_seconds)
+    seconds, ready = cached.fit(
         model,
         cached.Rows(features["train"], lesson.train.labels, of_views),
         None if validation is None else cached.Rows(features["validation"], validation.labels),
         epochs=lesson.stage.epochs,
         batch_size=lesson.stage.batch_size,
         evaluation_batch=EVALUATION_BATCH,
-        order=ordered,
+        order=_ordered(lesson, shared, clock),
         callbacks=callbacks,
-        read=read,
+        read=clock.read,
     )
+    clock.compiled(seconds)
+    return (seconds if ready else 0.0) + (shared.spared_seconds if shared else 0.0)
 
 
 @dataclass(frozen=True)

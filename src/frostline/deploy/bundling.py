@@ -11,7 +11,7 @@ from typing import Any
 
 from frostline import batching, machine
 from frostline.deploy import config, rollout, texts
-from frostline.errors import UserError
+from frostline.errors import UserError, nothing_published
 
 ROOT = "/models"
 # The measured batch size is the smallest that gives this share of the best throughput.
@@ -31,7 +31,7 @@ def bundle(exports: Path, records: Sequence[Record] = (), *, models_at: str | No
     folder = exports / "serving"
     there = published(exports)
     if not there:
-        raise UserError(f"{exports} holds no published model; type: frostline run STUDY --exports {exports}")
+        raise nothing_published(exports)
     whole, told = _models(folder / config.FILE, there, models_at)
     served = {entry.name: entry for entry in whole.model_config_list.config}
     manifests = {name: _manifest(exports, name, config.served(entry).stable) for name, entry in served.items()}

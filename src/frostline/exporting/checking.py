@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline import batching, children, device
-from frostline.errors import UserError
+from frostline.errors import nothing_published
 from frostline.exporting import SCHEMA, versions, warmup
 from frostline.exporting.versions import KINDS, MANIFEST
 from frostline.serving import protos
@@ -33,7 +33,7 @@ def check(exports: Path) -> list[dict[str, Any]]:
     folders = [folder for kind in KINDS for folder in _folders(exports / kind)]
     places = sorted({(folder.parent.name, folder.name) for folder in folders}, key=_key)
     if not places:
-        raise UserError(f"{exports} holds no published model; type: frostline run STUDY --exports {exports}")
+        raise nothing_published(exports)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         while len(found) < len(places):

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from frostline import batching
+from frostline.batching import MOST_WARMUP as MOST
+from frostline.batching import WARMUP_FILE as FILE
 
-FILE = "assets.extra/tf_serving_warmup_requests"
-MOST = 1000  # with more records TensorFlow Serving refuses the version
 EXAMPLE_KEY = "image/encoded"  # of the tf.Example that `classify` reads
 SIDE = 16  # of the picture in requests that hold files; any is resized
 

@@ -19,16 +19,9 @@ from frostline.inference import loadgen, rules
 from frostline.inference.loadgen import Load, Window
 from frostline.inference.rules import PROFILES, Profile
 from frostline.inference.served import Served, request_seconds
+from frostline.records import FIGURES
 from frostline.runtimes import How, Runtime
 
-FIGURES = (
-    "images_per_second",
-    "latency_p50_seconds",
-    "latency_p90_seconds",
-    "latency_p95_seconds",
-    "latency_p99_seconds",
-    "count",
-)
 PEAKS = ("peak_memory_bytes", "device_peak_memory_bytes")
 # What is measured once for all cells of a process, and with each of them.
 OF_PROCESS = ("load_seconds", "first_answer_seconds", "test_top1", "agreement", *PEAKS)

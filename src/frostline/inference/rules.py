@@ -65,13 +65,10 @@ def slices(seconds: Sequence[float], batch_size: int, count: int = 10) -> list[P
     return [(batch_size / fmean(part), median(part)) for part in parts]
 
 
-def highest_rate(
-    holds: Callable[[float], bool], start: float, confirmed: Callable[[float], bool] | None = None
-) -> float | None:
+def highest_rate(holds: Callable[[float], bool], start: float, confirmed: Callable[[float], bool]) -> float | None:
     """The highest rate that `holds`, within 5 %: doubled or halved from `start`, bisected, then `confirmed`.
 
-    A rate that is not confirmed (held three times, unless told otherwise) is lowered by 5 %. None where no rate down to
-    a 64th of `start` is held.
+    A rate that is not confirmed is lowered by 5 %. None where no rate down to a 64th of `start` is held.
     """
     low, high = _bracket(holds, start)
     if low is None:
@@ -82,7 +79,6 @@ def highest_rate(
             low = middle
         else:
             high = middle
-    confirmed = confirmed or (lambda rate: all(holds(rate) for _ in range(LAST)))
     for _ in range(MOST_DOUBLINGS):
         if confirmed(low):
             return low

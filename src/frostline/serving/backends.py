@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.children import Died
-from frostline.errors import UserError, lookup
+from frostline.errors import UserError, lookup, nothing_published
 from frostline.serving.flags import parse
 
 BINARY, IMAGE = "tensorflow_model_server", "tensorflow/serving"
@@ -81,7 +81,7 @@ def published(exports: Path, names: Sequence[str] = ()) -> dict[str, Path]:
         if any(child.name.isdecimal() for child in (path.iterdir() if path.is_dir() else ()))
     }
     if not found:
-        raise UserError(f"{folder} holds no published model; type: frostline run STUDY --exports {exports}")
+        raise nothing_published(exports)
     return {name: lookup(found, name, "published model") for name in names} if names else found
 
 

@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
+from frostline.batching import MOST_WARMUP, WARMUP_FILE
 from frostline.serving import servables, tensors
 from frostline.serving.servables import Servable
 from frostline.serving.status import Refused, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
-WARMUP = Path("assets.extra", "tf_serving_warmup_requests")
-MOST_WARMUP = 1000
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -157,7 +155,7 @@ JOBS: dict[str, Callable[[Servable, Any], Job]] = {
 
 def warm_up(servable: Servable) -> None:
     """Answer every request that a version brings along; one that fails makes the version unfit to be served."""
-    path = servable.path / WARMUP
+    path = servable.path / WARMUP_FILE
     if not path.is_file():
         return
     for i, record in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()):
