@@ -36,12 +36,12 @@ def page(metrics: Metrics) -> str:
     for (name, labels), n in metrics.counts.items():
         lines.setdefault(name, [f"# TYPE {name} counter"]).append(f"{name}{{{_text(labels)}}} {n}")
     for key, buckets in metrics.times.items():
-        name, labels, seen = key[0], _text(key[1]), 0
+        name, text, seen = key[0], _text(key[1]), 0
         entries = lines.setdefault(name, [f"# TYPE {name} histogram"])
         for bound, n in zip((*(f"{bound:g}" for bound in BOUNDS), "+Inf"), buckets, strict=True):
             seen += n
-            entries.append(f'{name}_bucket{{{labels},le="{bound}"}} {seen}')
-        entries += [f"{name}_sum{{{labels}}} {metrics.sums[key]}", f"{name}_count{{{labels}}} {seen}"]
+            entries.append(f'{name}_bucket{{{text},le="{bound}"}} {seen}')
+        entries += [f"{name}_sum{{{text}}} {metrics.sums[key]}", f"{name}_count{{{text}}} {seen}"]
     return "\n".join(line for name in sorted(lines) for line in lines[name]) + "\n"
 
 
