@@ -88,6 +88,15 @@ def test_every_file_is_read_by_what_it_is_for(exports):
     assert stat.S_IMODE((folder / "curl.sh").stat().st_mode) == 0o755
 
 
+def test_a_bucket_is_no_folder_to_mount(exports):
+    yaml = pytest.importorskip("yaml")
+    folder, _ = deploy.bundle(exports, models_at="gs://bucket/models/")
+    entries = config.read(folder / "models.config").model_config_list.config
+    assert [one.base_path for one in entries] == ["gs://bucket/models/pets.all", "gs://bucket/models/tiny"]
+    services = yaml.safe_load((folder / "docker-compose.yml").read_text())["services"]
+    assert [one["volumes"] for one in services.values()] == [[".:/serving:ro"]] * 2
+
+
 def mentioned(folder, command):
     paths = [flag.partition("=")[2] for flag in command]
     return [folder / path.removeprefix("/serving/") for path in paths if path.startswith("/serving/")]
