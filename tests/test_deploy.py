@@ -9,10 +9,9 @@ import pytest
 import serving_fake
 from PIL import Image
 
-from frostline import batching, cli, client, deploy
+from frostline import batching, cli, client, deploy, protos
 from frostline.deploy import Served, Server, bundling, config, rollout
 from frostline.errors import UserError
-from frostline.serving import protos
 
 SIGNATURES = {
     "serving_default": {

@@ -13,14 +13,13 @@ import pytest
 import tensorflow as tf
 from onnx import TensorProto, helper
 
-from frostline import batching, datasets, exporting
+from frostline import batching, datasets, exporting, protos
 from frostline.datasets import Dataset, Split
 from frostline.exporting import ParityError, checking, parity, saved_model, variants, versions, warmup
 from frostline.exporting import onnx as to_onnx
 from frostline.heads import probabilities
 from frostline.runtimes import keras_predict
 from frostline.runtimes import onnxruntime as on_runtime
-from frostline.serving import protos
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 CLASSES = ("a", "b", "c")

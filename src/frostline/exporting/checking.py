@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frostline import batching, children, device
+from frostline import batching, children, device, protos
 from frostline.errors import nothing_published
 from frostline.exporting import SCHEMA, versions, warmup
 from frostline.exporting.versions import KINDS, MANIFEST
-from frostline.serving import protos
 
 SAME = ("name", "version", "run", "run_time", "class_names", "graph")  # in the manifests of a version's three kinds
 

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
 from tensorflow_serving.apis.get_model_metadata_pb2 import SignatureDefMap
 
+from frostline import protos
 from frostline.batching import FILE as PARAMETERS_FILE
-from frostline.serving import batching, config, jobs, metrics, protos, servables, status
+from frostline.serving import batching, config, jobs, metrics, servables, status
 from frostline.serving.flags import Flags
 from frostline.serving.jobs import Job, Outputs
 from frostline.serving.metrics import Metrics

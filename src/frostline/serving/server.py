@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from frostline import device
+from frostline import device, protos
 from frostline.errors import UserError
-from frostline.serving import config, core, flags, grpc_api, protos, rest
+from frostline.serving import config, core, flags, grpc_api, rest
 from frostline.serving.config import Model
 from frostline.serving.core import Core
 from frostline.serving.flags import Flags
