@@ -138,9 +138,13 @@ def compare(
 
 def seconds_per_image(cut: Cut, *, size: int) -> float:
     """Seconds the prefix takes for one of many random images of `size` pixels, tracing and compiling left out."""
-    assert cut.prefix is not None
-    images = np.random.default_rng(0).integers(0, 256, (images_per_call(size), size, size, 3), dtype=np.uint8)
-    return _seconds(_program(cut.prefix, _compiled()), images) / len(images)
+    return forward_seconds(cut.prefix, images_per_call(size))
+
+
+def forward_seconds(model: Any, count: int) -> float:
+    """Seconds a model takes for one of `count` random images in a call in inference mode, tracing left out."""
+    images = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape[1:]), dtype=np.uint8)
+    return _seconds(_program(model, _compiled()), images) / count
 
 
 def _seconds(program: Call, images: np.ndarray) -> float:
