@@ -121,7 +121,7 @@ def rate_of_a_loop(predict, images, size, seconds):
     return count / (time.perf_counter() - started)
 
 
-def rate_of_loadgen(predict, images, scenario, size, seconds, place, call_seconds, same=False):
+def rate_of_loadgen(predict, images, scenario, size, seconds, place, call_seconds, same=None):
     """The same calls by LoadGen: images a second, and the median seconds of a call."""
     load = loadgen.Load(scenario, size, seconds, 1, call_seconds, same=same)
 
@@ -149,7 +149,7 @@ def overhead(place, turns):
                 driven.append(rate)
                 different.append(median)
                 if size == 1:
-                    same.append(rate_of_loadgen(predict, images, scenario, 1, 2.0, place, seconds, same=True)[1])
+                    same.append(rate_of_loadgen(predict, images, scenario, 1, 2.0, place, seconds, same=0)[1])
             ratio = statistics.median(driven) / statistics.median(bare)
             lines.append([f"{runtime}, {scenario} @{size}: LoadGen ÷ a bare loop", f"{ratio:.3f}", "0.98"])
             if same:
