@@ -343,6 +343,18 @@ def test_answers_in_another_order_than_the_stored_ones_fail(fake, clock):
     assert record["outcome"] == "failed" and "0.1 is allowed" in record["reason"]
 
 
+def test_an_artifact_is_held_to_the_run_on_validation_images_too(fake, clock):
+    fake(right)
+    stored = right(IMAGES)[:, ::-1].copy()
+    stored[:30] = right(IMAGES[:30])
+    validation = IMAGES, (IMAGES[:, 0, 0, 0] > 127).astype(np.int32), stored
+    record = accuracy(clock, Given(IMAGES, LABELS, None, validation))
+    assert (record["validation_top1"], record["validation_images"]) == (1.0, 40)
+    assert record["validation_change"] == 0.25  # the run has ten of the forty wrong
+    assert record["validation_error"] == pytest.approx(math.sqrt(0.25 * 0.75 / 40))
+    assert record["test_images"] == 40 and accuracy(clock)["validation_top1"] is None
+
+
 # -- records without figures of their own --------------------------------------------------------------
 
 
