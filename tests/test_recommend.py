@@ -112,27 +112,63 @@ def test_what_is_nearly_as_good_is_accepted_and_the_best_of_the_sample_only_if_i
 # -- the same configuration under five names -----------------------------------------------------------
 
 
-def same_under_five_names(rng, images=200):
-    """Easy and hard images, and a seed's luck that all of its images share."""
+def five_names(rng, luck, images=200, better=0.0):
+    """Easy and hard images, and a seed's luck that all of its images share; `better` is for the first name alone."""
     ease = rng.normal(2.0, 1.5, images)
 
-    def run():
-        return rng.random(images) < 1 / (1 + np.exp(-ease - rng.normal(0, 0.4)))
+    def run(more):
+        return rng.random(images) < 1 / (1 + np.exp(-ease - luck(rng) - more))
 
-    return {name: {seed: run() for seed in range(3)} for name in "abcde"}
+    return {name: {seed: run(better if name == "a" else 0.0) for seed in range(3)} for name in "abcde"}
 
 
-def share_of_false_differences(of, monkeypatch, repetitions=200):
+def normal(rng):
+    return rng.normal(0, 0.4)
+
+
+def one_of_two(rng):
+    """A training that ends in one of two ways."""
+    return rng.choice([-3.0, 0.0])
+
+
+def share_of_false_differences(of, monkeypatch, repetitions=200, luck=normal):
     monkeypatch.setattr(recommend, "REPLICATES", 400)
     rng = np.random.default_rng(5)
     return sum(
-        any(v.lower > 0 for v in recommend.judge(of(same_under_five_names(rng)), 0.01).values())
+        any(v.lower > 0 for v in recommend.judge(of(five_names(rng, luck)), 0.01).values())
         for _ in range(repetitions)
     ) / repetitions  # fmt: skip
 
 
-def test_equal_configurations_are_told_apart_in_at_most_five_percent(monkeypatch):
-    assert share_of_false_differences(lambda study: study, monkeypatch) <= 0.05
+@pytest.mark.parametrize("luck", [normal, one_of_two])
+def test_equal_configurations_are_told_apart_in_at_most_five_percent(luck, monkeypatch):
+    assert share_of_false_differences(lambda study: study, monkeypatch, luck=luck) <= 0.05
+
+
+def test_three_seeds_that_agree_by_luck_would_tell_equal_configurations_apart(monkeypatch):
+    monkeypatch.setattr(recommend, "_with_usual_spread", lambda found, freedom: found)
+    assert share_of_false_differences(lambda study: study, monkeypatch, luck=one_of_two) > 0.08
+
+
+def test_a_clear_winner_is_found_in_nearly_every_study(monkeypatch):
+    monkeypatch.setattr(recommend, "REPLICATES", 400)
+    rng = np.random.default_rng(6)
+    found = [recommend.judge(five_names(rng, lambda rng: rng.normal(0, 0.1), better=4.0), 0.02) for _ in range(60)]
+    assert sum(v["a"].outcome == "accepted" for v in found) >= 57
+    assert not any(v[name].outcome == "accepted" for v in found for name in "bcde")
+
+
+def test_what_loses_the_margin_is_accepted_in_at_most_five_percent(monkeypatch):
+    monkeypatch.setattr(recommend, "REPLICATES", 400)
+    rng = np.random.default_rng(7)
+
+    def study(images=400):
+        base = rng.random((3, images)) < 0.9 + rng.normal(0, 0.01, (3, 1))
+        worse = base & (rng.random((3, images)) > (0.05 + rng.normal(0, 0.01, (3, 1))) / 0.9)  # 0.05 less on average
+        return {"best": dict(enumerate(base)), "worse": dict(enumerate(worse))}
+
+    accepted = [recommend.judge(study(), 0.05)["worse"].outcome == "accepted" for _ in range(400)]
+    assert np.mean(accepted) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
 
 
 def test_seeds_taken_for_images_would_tell_equal_configurations_apart(monkeypatch):

@@ -9,6 +9,11 @@ largest of three differences lies below the truth once in eight. So the bound is
 standard error (Efron and Tibshirani 1993, 12.3), Student's quantile for the part of the seeds and the normal one for
 that of the images, joined as in Howe 1974 (JASA 69, 789). Half an image is counted each way (Agresti and Min 2005):
 networks that agree on all images are not equal for certain.
+
+Three seeds may agree by luck, and where trainings end in one of two ways they often do: Student's quantile would then
+tell equal configurations apart in up to a fifth of the studies, not in 5 %. So a difference is called only where it
+also exceeds what the usual spread of the study's pairs would explain, their median; that the others' spread tells of a
+pair's is an idea of Tusher et al. 2001 (PNAS 98, 5116) and Smyth 2004. Asking for both cannot raise the error.
 """
 
 import bisect
@@ -16,6 +21,7 @@ import dataclasses
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +44,7 @@ class Difference:
 
     `error` is the standard error of `mean` over `seeds` in common; of its square `seed_variance` is what the seeds'
     spread shows, and `fixed_variance` what would stay with any number of seeds, because the images stay.
+    `usual_variance` is what the seeds' part is among the pairs of the study, known with so many degrees of freedom.
     """
 
     mean: float
@@ -45,14 +52,17 @@ class Difference:
     seeds: int
     seed_variance: float
     fixed_variance: float
+    usual_variance: float = 0.0
+    usual_freedom: float = 1.0
 
     def upper(self, confidence: float) -> float:
         """The one-sided bound that the true difference exceeds with a chance of 1 - `confidence`."""
-        return self.mean + self._reach(confidence)
+        return self.mean + self._reach(confidence, self.seed_variance, self.seeds - 1)
 
     def lower(self, confidence: float) -> float:
         """The one-sided bound that the true difference falls below with a chance of 1 - `confidence`."""
-        return self.mean - self._reach(confidence)
+        own = self._reach(confidence, self.seed_variance, self.seeds - 1)
+        return self.mean - max(own, self._reach(confidence, self.usual_variance, self.usual_freedom))
 
     def plus(self, loss: float, variance: float) -> "Difference":
         """The same where the second one loses so much more, which the images show up to a variance."""
@@ -63,15 +73,16 @@ class Difference:
         """What is expected of another number of seeds: their part of the variance shrinks by their number."""
         scale = self.seeds / seeds
         variance = self.fixed_variance + scale * max(0.0, self.error**2 - self.fixed_variance)
-        return Difference(self.mean, math.sqrt(variance), seeds, scale * self.seed_variance, self.fixed_variance)
+        own, usual = scale * self.seed_variance, scale * self.usual_variance
+        freedom = self.usual_freedom * (seeds - 1) / max(1, self.seeds - 1)
+        return Difference(self.mean, math.sqrt(variance), seeds, own, self.fixed_variance, usual, freedom)
 
-    def _reach(self, confidence: float) -> float:
+    def _reach(self, confidence: float, variance: float, freedom: float) -> float:
+        """How far a bound lies from the mean where the seeds' part of the variance has so many degrees of freedom."""
         from scipy import special
 
-        images = special.ndtri(confidence) ** 2 * (self.error**2 - self.seed_variance)
-        if self.seeds < 2:
-            return math.sqrt(images)
-        return math.sqrt(images + special.stdtrit(self.seeds - 1, confidence) ** 2 * self.seed_variance)
+        images = special.ndtri(confidence) ** 2 * max(0.0, self.error**2 - self.seed_variance)
+        return math.sqrt(images + (special.stdtrit(freedom, confidence) ** 2 * variance if variance else 0.0))
 
 
 def differences(correct: Correct) -> dict[tuple[str, str], Difference]:
@@ -92,7 +103,23 @@ def differences(correct: Correct) -> dict[tuple[str, str], Difference]:
         replicates = np.stack([drawn[a, s] - drawn[b, t] for s, t in paired])
         one = _difference(pairs, replicates, rng)
         found[a, b], found[b, a] = one, dataclasses.replace(one, mean=-one.mean)
-    return found
+    return _with_usual_spread(found, sum(len(own) - 1 for own in correct.values()))
+
+
+def _with_usual_spread(found: dict[tuple[str, str], Difference], freedom: int) -> dict[tuple[str, str], Difference]:
+    """Differences that know the median, over all pairs, of the variance between seeds, corrected for its bias."""
+    from scipy import special
+
+    several = [d for d in found.values() if d.seeds > 1]
+    if not several:
+        return found
+    # The median of a chi-square with f degrees of freedom is 2 * gammaincinv(f / 2, 1 / 2).
+    halves = [(d, (d.seeds - 1) / 2) for d in several]
+    usual = statistics.median(d.seeds * d.seed_variance * half / special.gammaincinv(half, 0.5) for d, half in halves)
+    return {
+        pair: dataclasses.replace(d, usual_variance=usual / d.seeds, usual_freedom=freedom) if d.seeds > 1 else d
+        for pair, d in found.items()
+    }
 
 
 def _over_images(correct: Correct, rng: Any) -> dict[tuple[str, int], Any]:
