@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -799,7 +799,7 @@ def _infer(
     while group:
         told = len(records.read(places.results))
         try:
-            _measure(way, group, cells, places, tests)
+            measure(way, group, cells, places, tests.of(group))
         except children.Died as error:
             dead = _unrecorded(group, places, told)[:1]
             _record_unmeasured(dead, way, {m["name"]: cells for m in dead}, "failed", str(error), places)
@@ -807,18 +807,19 @@ def _infer(
     return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
 
 
-def _measure(
+def measure(
     way: matrix.Way,
     group: list[Event],
-    cells: list[matrix.Cell],
+    cells: Sequence[matrix.Cell],
     places: Places,
-    tests: TestImages,
+    tests: Mapping[str, str],
 ) -> None:
-    """One child that measures the first of some models, and how well the others do."""
+    """One child that measures the first of some models, and how well the others do; `tests` are files of images by
+    model. Raises Died."""
     name = "-".join(filter(None, [way.runtime, way.how.variant, way.how.payload, way.how.device, way.profile]))
     job = {
         "manifests": group,
-        "tests": tests.of(group),
+        "tests": dict(tests),
         "runtime": way.runtime,
         "how": plan.plain(way.how),
         "cells": cells,
