@@ -995,20 +995,12 @@ def _publish(run: Run, entry: dict[str, Any], job: dict[str, Any]) -> exporting.
     )
 
 
-def test_images(job: dict[str, Any], emit: Emit) -> None:
-    """Leave the test images and labels of some data in files, for children that are to load nothing else."""
-    for test in job["tests"]:
-        split = _load(plan.restore(Data, test["data"]), _data_dir(job), test["limit"]).test
-        np.savez(test["path"], images=split.images, labels=split.labels)
-
-
 JOBS = {
     "train": run_here,
     "features": make_features,
     "preflight": preflight,
     "steps": steps,
     "export": export,
-    "test_images": test_images,
 }
 
 if __name__ == "__main__":

@@ -89,11 +89,17 @@ INFER = (
     "peak_memory_bytes",
     "device_peak_memory_bytes",
     "test_top1",
+    "test_images",
     "agreement",
+    "validation_top1",
+    "validation_change",
+    "validation_error",
+    "validation_images",
     "figures_of",
     "stable",
     "windows",
     "same_image_ratio",
+    "same_image_noise",
     "valid",
     "log",
 )
@@ -416,7 +422,8 @@ def _whole_table(study: str, train: list[Row], form: Form) -> list[str]:
     notes = [
         "On the front of time: no other row of its task is as good on validation in as little total time, and better "
         "in one of the two; of latency: the same with the best median of one image. "
-        "These are means: frostline recommend says what they can bear."
+        "These are means: frostline recommend says what they can bear. "
+        f"Best figures are those of artifacts that lose at most {whole.MARGIN:g} of the run's validation top-1."
     ]
     if any(row["protocol"] == "document" for row in train):
         notes.append("Rows validated on test are on no front.")
@@ -505,7 +512,8 @@ def _scenario(row: Row) -> str:
 
 def _rate(row: Row) -> str:
     if row["outcome"] == "ok":
-        return _plain("images_per_second", digits=0)(row)
+        none = row["scenario"] == "server" and row["images_per_second"] == 0
+        return "none" if none else _plain("images_per_second", digits=0)(row)
     return row["outcome"] if row["outcome"] == "failed" else f"{row['outcome']}: {row['reason']}"
 
 
@@ -582,7 +590,11 @@ def _caption(train: list[Row], everything: Row | None, form: Form) -> str:
     limits = sorted({f"--limit {r['limit']}" for r in train if r["limit"]})
     caps = sorted({f"--epochs {r['epochs_cap']}" for r in train if r["epochs_cap"]})
     if limits or caps:
-        lines.append(f"A quick try: {' '.join(limits + caps)}.")
+        lines.append(
+            f"A quick try: {' '.join(limits + caps)}. Its rows shared processes, its models have no int8, and only "
+            "what is deployed is measured, briefly; frostline export --variant int8 and frostline infer --fresh "
+            "do the rest."
+        )
     failures: dict[str, list[str]] = {}
     for row in train:
         if row["reason"]:
@@ -721,9 +733,10 @@ def _setting(row: Row) -> str:
 
 SCENARIO_NOTE = (
     "single_stream: one image after the other; offline: all at once, in calls of @ images, whose times p50 to p99 are; "
-    "server: images at random times, at the highest rate that keeps p99. A percentile is shown where the count "
-    "supports it; agrees: test images that get the class the trained model gave them. quick: seconds a cell, not "
-    "valid in MLPerf's sense; unstable: the last three windows differ by more than 10 %."
+    "server: images at random times, at the highest rate that keeps p99 (none: no rate does, and the percentiles are "
+    "those of the lowest one tried). A percentile is shown where the count supports it; agrees: test images that get "
+    "the class the trained model gave them. quick: seconds a cell, not valid in MLPerf's sense; unstable: the last "
+    "three windows differ by more than 10 %."
 )
 ANSWERING: list[Column] = [
     ("graph of", _value("model")),
