@@ -104,8 +104,11 @@ def test_frozen_weights_are_those_of_the_pretraining(place, first):
 
 def test_published_models_answer_on_every_runtime_and_missing_devices_are_skipped(place, first):
     infer = [r for r in rows(place) if r["kind"] == "infer"]
-    small = [r for r in infer if r["variant"] == "int8" and r["device"] == "cpu"]
-    assert small and {r["outcome"] for r in small} <= {"ok", "skipped"}, [r["reason"] for r in small]
+    assert {r["runtime"] for r in infer} == {"saved_model", "onnxruntime"}  # of a quick try, without int8
+    assert {r["variant"] for r in infer if r["outcome"] == "ok"} == {"float32"}
+    more = frostline(place, "infer", "exports", "--runtime", "keras_predict", "--runtime", "tf_function")
+    assert more.returncode == 0, more.stderr
+    infer = [r for r in rows(place) if r["kind"] == "infer"]
     cpu = [r for r in infer if r["device"] == "cpu" and r["variant"] == "float32"]
     assert {r["runtime"] for r in cpu} == {"keras_predict", "tf_function", "saved_model", "onnxruntime"}
     assert {(r["scenario"], r["batch_size"]) for r in cpu} == {

@@ -128,6 +128,14 @@ def test_another_precision_is_another_group(seeds):
     ]
 
 
+def test_the_runs_of_a_quick_try_share_a_child_but_its_pre_trainings(seeds):
+    quick = [dataclasses.replace(m, run=dataclasses.replace(m.run, limit=10)) for m in seeds]
+    freeze = dataclasses.replace(quick[1].run.freeze, name="pretrain")
+    quick[1] = dataclasses.replace(quick[1], run=dataclasses.replace(quick[1].run, freeze=freeze))
+    found = [[("pretrain", 0)], [("output", 0), ("output", 1), ("all", 1)]]
+    assert names(harness.groups(quick)) == found
+
+
 def test_pre_trainings_come_before_the_group_that_needs_them(seeds):
     freeze = dataclasses.replace(seeds[1].run.freeze, name="pretrain")
     pretrain = dataclasses.replace(seeds[1], run=dataclasses.replace(seeds[1].run, freeze=freeze))
@@ -953,6 +961,22 @@ def test_a_quick_try_is_not_published_over_the_real_model(places, planned, monke
     publish(places, planned[0], "earlier")
     assert harness.export_models({planned[0].configuration}, places)
     assert "a quick try is not published over version 1" in capsys.readouterr().err
+
+
+def test_a_quick_try_is_published_without_int8_unless_it_is_asked_for(places, planned, monkeypatch):
+    asked = []
+
+    def spawn(job, places, log, on_event):
+        asked.extend(entry["variants"] for entry in job["chosen"])
+        for entry in job["chosen"]:
+            on_event({"event": "exporting", "model": entry["record"]["model"]})
+
+    monkeypatch.setattr(harness, "spawn", spawn)
+    places.results.mkdir()
+    finish(dataclasses.replace(planned[0], limit=10), places.results)
+    assert harness.export_models({planned[0].configuration}, places)
+    assert harness.export_models({planned[0].configuration}, places, ["int8"])
+    assert asked == [["float32"], ["float32", "int8"]]
 
 
 class Runtimes:

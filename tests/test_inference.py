@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import statistics
 import time
@@ -113,7 +114,7 @@ def test_loadgens_logs_are_kept(fake, clock, tmp_path):
     fake(right)
     measure(clock, tmp_path)
     kept = sorted(path.relative_to(tmp_path / "logs").as_posix() for path in (tmp_path / "logs").rglob("*.txt"))
-    assert len(kept) == 14 and "offline-8/3/mlperf_log_summary.txt" in kept
+    assert len(kept) == 2 * 2 * (3 + 2 * rules.SAME_PAIRS) and "offline-8/3/mlperf_log_summary.txt" in kept
     assert "Result is" in (tmp_path / "logs" / "single_stream-1" / "1" / "mlperf_log_summary.txt").read_text()
 
 
@@ -217,12 +218,57 @@ def test_a_runtime_that_keeps_its_answers_fails(fake, clock, tmp_path):
         return right(images)
 
     fake(answer)
-    single, offline = measure(clock, tmp_path)
-    assert single["outcome"] == "failed" and offline["outcome"] == "ok"
-    assert single["reason"] == "WrongAnswer: one image again and again takes 10% of what different ones take"
+    for record in measure(clock, tmp_path):
+        assert record["outcome"] == "failed" and record["images_per_second"] is None
+        assert "; it keeps its answers" in record["reason"]
+    assert record["reason"].startswith("WrongAnswer: one image again and again takes 89% of what different ones take")
     fake(right)
-    single, offline = measure(clock, tmp_path)
-    assert single["same_image_ratio"] == pytest.approx(1.0) and offline["same_image_ratio"] is None
+    for record in measure(clock, tmp_path):
+        assert record["outcome"] == "ok" and record["same_image_ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_what_is_a_little_faster_with_one_image_is_said(fake, clock, tmp_path):
+    last = []
+
+    def answer(images):
+        if last and images.tobytes() == last[0]:
+            clock.now -= 0.000003  # of the 0.1 ms that an answer takes
+        last[:] = [images.tobytes()]
+        return right(images)
+
+    fake(answer)
+    (record,) = measure(clock, tmp_path, cells=[("single_stream", 1)])
+    assert record["outcome"] == "ok" and "one image again and again takes 97% of what" in record["reason"]
+
+
+def test_offline_goes_without_the_look_at_one_image_where_it_is_dear(fake, clock, tmp_path):
+    fake(right)
+    bench = inference.Bench(Subject(MANIFEST, Path("x"), "fake"), None, GIVEN, Path("x"), FAST, None, None)
+    assert bench.audits(Cell("offline", 8, call_seconds=0.09)) and bench.audits(Cell("single_stream", 1, 1.0))
+    assert not bench.audits(Cell("offline", 8, call_seconds=0.11)) and not bench.audits(Cell("server", 1, 0.001))
+    assert not replace(bench, subject=Subject(MANIFEST, Path("x"), "null")).audits(Cell("single_stream", 1, 1.0))
+
+
+def test_one_image_is_faster_only_beyond_the_noise_of_the_windows():
+    clear = rules.same_image([(1.0, 0.8), (1.0, 0.81), (1.0, 0.79), (1.0, 0.8)])
+    assert clear.ratio == pytest.approx(0.8, rel=1e-3) and clear.from_memory
+    # Logs of -0.2, 0, -0.2, 0: mean -0.1, deviation 0.1155, so the bound is -0.1 + 4.541 * 0.0577 = 0.162.
+    loud = rules.same_image([(1.0, math.exp(-0.2)), (1.0, 1.0)] * 2)
+    assert loud.ratio == pytest.approx(math.exp(-0.1)) and loud.noise == pytest.approx(math.exp(0.2622), rel=1e-3)
+    assert not loud.faster and not loud.from_memory
+    little = rules.same_image([(1.0, 0.96), (1.0, 0.961), (1.0, 0.959), (1.0, 0.96)])
+    assert little.faster and not little.from_memory
+    assert rules.same_image([(0.0, 0.0)] * 4) is None
+
+
+def test_noise_alone_is_seldom_called_an_answer_from_memory():
+    rng = np.random.default_rng(0)
+    medians = np.exp(rng.normal(0, 0.1, (4000, rules.SAME_PAIRS, 2)))
+    found = [rules.same_image(pairs) for pairs in medians.tolist()]
+    assert statistics.fmean(same.faster for same in found) == pytest.approx(0.01, abs=0.005)
+    assert statistics.fmean(same.from_memory for same in found) < 0.005
+    found = [rules.same_image([(a, b / 2) for a, b in pairs]) for pairs in medians.tolist()]
+    assert statistics.fmean(same.from_memory for same in found) > 0.9  # a runtime that is twice as fast is found
 
 
 def test_an_exception_while_loadgen_runs_ends_the_cell_and_leaves_the_others(fake, clock, tmp_path):
@@ -295,6 +341,18 @@ def test_answers_are_held_to_the_stored_predictions(precision, variant, shift, o
 def test_answers_in_another_order_than_the_stored_ones_fail(fake, clock):
     record = trained("mixed_bfloat16", STORED, lambda images: right(images)[:, ::-1], fake, clock)
     assert record["outcome"] == "failed" and "0.1 is allowed" in record["reason"]
+
+
+def test_an_artifact_is_held_to_the_run_on_validation_images_too(fake, clock):
+    fake(right)
+    stored = right(IMAGES)[:, ::-1].copy()
+    stored[:30] = right(IMAGES[:30])
+    validation = IMAGES, (IMAGES[:, 0, 0, 0] > 127).astype(np.int32), stored
+    record = accuracy(clock, Given(IMAGES, LABELS, None, validation))
+    assert (record["validation_top1"], record["validation_images"]) == (1.0, 40)
+    assert record["validation_change"] == 0.25  # the run has ten of the forty wrong
+    assert record["validation_error"] == pytest.approx(math.sqrt(0.25 * 0.75 / 40))
+    assert record["test_images"] == 40 and accuracy(clock)["validation_top1"] is None
 
 
 # -- records without figures of their own --------------------------------------------------------------
@@ -521,8 +579,10 @@ def test_loadgen_and_we_measure_the_same(tmp_path):
 
 def test_the_same_image_can_be_sent_again_and_again(tmp_path):
     seen = []
-    drive(tmp_path, "single_stream", lambda rows: seen.extend(rows), same=True)
+    drive(tmp_path, "single_stream", lambda rows: seen.extend(rows), same=0)
     assert len(set(seen)) == 1
+    drive(tmp_path, "single_stream", lambda rows: seen.extend(rows), same=3)
+    assert len(set(seen)) == 2
     drive(tmp_path, "single_stream", lambda rows: seen.extend(rows))
     assert len(set(seen)) > 20
 
@@ -580,6 +640,23 @@ class Server:
         told |= {"result_perf_constraints_met": held, "result_validity": "VALID" if lasting else "INVALID"}
         told |= {"result_completed_samples_per_sec": load.rate, "result_query_count": 700}
         return Window([0.01] * 700, told)
+
+
+def test_that_no_rate_keeps_the_bound_is_a_result(fake, clock, monkeypatch, tmp_path):
+    fake(right)
+
+    def swamped(load, images, answer, check, logs, clock):
+        told = {f"result_{p}.00_percentile_latency_ns": 2e9 for p in (50, 90, 95, 99)}
+        told |= {"result_perf_constraints_met": False, "result_validity": "INVALID", "result_query_count": 100}
+        return Window([2.0] * 100, told | {"result_completed_samples_per_sec": load.rate})
+
+    monkeypatch.setattr(loadgen, "run", swamped)
+    (record,) = measure(clock, tmp_path, cells=[("server", 1)], latency_bound=0.5)
+    assert record["outcome"] == "ok" and record["images_per_second"] == 0.0 and record["valid"] is False
+    assert record["latency_p90_seconds"] == 2.0 and record["latency_p99_seconds"] is None and record["count"] == 100
+    lowest = 1 / 0.0001 / 2**rules.MOST_HALVINGS  # a 64th of what one image after the other would be
+    assert record["reason"].startswith(f"no rate keeps p99 within 0.5 s: it was 2 s at {lowest:.3g} images/s; quick: ")
+    assert record["stable"] is None and record["latency_bound_seconds"] == 0.5
 
 
 @pytest.mark.parametrize(("profile", "most", "windows"), [("quick", 1000, 3), ("valid", 800, 10)])

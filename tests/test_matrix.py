@@ -4,6 +4,7 @@ import pytest
 
 from frostline import machine, matrix, runtimes
 from frostline.errors import UserError
+from frostline.inference import rules
 from frostline.matrix import Asked
 
 
@@ -24,6 +25,14 @@ def test_everything_is_measured_unless_told_otherwise():
     remote = [way for way in found if way.runtime == "tf_serving_rest"]
     assert [way.how.payload for way in remote] == ["pixels", "jpeg"]
     assert remote[0].cells == (("single_stream", 1), ("offline", 32), ("server", 1))
+
+
+def test_of_a_quick_try_only_what_is_deployed_is_measured_and_briefly():
+    assert matrix.of_a_study(quick=False) == Asked(runtimes=matrix.OF_A_STUDY)
+    found = matrix.ways(matrix.of_a_study(quick=True))
+    assert {way.runtime for way in found} == {"saved_model", "onnxruntime"} and all(way.brief for way in found)
+    brief = rules.brief(rules.PROFILES["quick"])
+    assert brief.name == "quick" and brief.most == brief.windows == rules.LAST and brief.seconds < 0.5
 
 
 def test_the_gpu_is_skipped_for_a_reason_and_float16_is_for_it_alone():

@@ -219,6 +219,13 @@ def test_serving_tables_time_a_graph_once_and_score_every_model():
     assert "| toy.all | 1 | 0 | 0.5000 | 0.5500 | - |" in text
 
 
+def test_that_no_rate_keeps_the_bound_is_shown_as_none():
+    none = {"scenario": "server", "images_per_second": 0.0, "latency_bound_seconds": 0.025, "latency_p50_seconds": 0.5}
+    text = lines(records=[infer("toy.output", "tf_serving_grpc", **none)])
+    row = "| output | tf_serving_grpc | server, p99 ≤ 25 ms | none | 500.00 |"
+    assert any(line.startswith(row) for line in text)
+
+
 def test_rows_tell_variant_payload_server_and_whether_they_may_be_believed():
     served = {"payload": "jpeg", "server": "embedded", "scenario": "server", "latency_p99_seconds": 0.02}
     served |= {"latency_bound_seconds": 0.025}
@@ -340,7 +347,7 @@ def test_a_quick_try_and_older_configurations_are_in_the_caption():
     text = lines(
         records=[train("output", 0), train("output", 0, configuration="new", limit=50, epochs_cap=1, time="t9")]
     )
-    assert "A quick try: --limit 50 --epochs 1." in text
+    assert any(line.startswith("A quick try: --limit 50 --epochs 1. Rows shared processes, ") for line in text)
     assert "1 older configurations under these names are not shown." in text
 
 
@@ -510,6 +517,16 @@ def test_the_mode_of_a_frontier_that_is_not_exact_is_said():
     stage = {"layers": LAYERS, "frontier": ["a", "b"], "feature_shapes": [[4], [2]]}
     text = listed({**stage, "frontier_mode": "inference_prefix"})
     assert any(line.startswith("---- frontier (inference_prefix): a 4, b 2 -") for line in text)
+
+
+@pytest.mark.parametrize(("width", "kinds"), [(82, False), (95, True)])
+def test_layers_keep_to_the_width_of_a_terminal(width, kinds):
+    stage = {"layers": LAYERS, "frontier": ["conv_2"] * 9, "feature_shapes": [[4, 4, 8]] * 9}
+    facts = {"trainable_params": 2000, "total_params": 5000, "trainable_tensors": 4, "tensors": 10}
+    facts |= {"batch_norm": "mixed", "problem": None, "frontier_mode": "exact"}
+    text = tables.layers([{"freeze": "some", "stages": [{**facts, **stage}]}], width=width).splitlines()
+    assert max(map(len, text)) <= width
+    assert any("2 Conv" in line and line.endswith("...") for line in text) is kinds
 
 
 def test_no_records():

@@ -1,10 +1,12 @@
+import pytest
+
 from frostline import whole
 
 
 def train(freeze, seconds, top1, **more):
     row = {
         "freeze": freeze, "study": "toy", "outcome": "ok", "protocol": "clean", "search": None, "task": "t",
-        "runs": [f"{freeze}.s0"], "total_seconds": seconds, "validation_top1": top1,
+        "runs": [f"{freeze}.s0"], "total_seconds": seconds, "validation_top1": top1, "precision": "float32",
     }  # fmt: skip
     return row | more
 
@@ -15,6 +17,11 @@ def infer(run, runtime, batch, rate, p50, **more):
         "images_per_second": rate, "latency_p50_seconds": p50,
     }  # fmt: skip
     return row | more
+
+
+def judged(loss, error=0.001, images=1000):
+    """What a record says of an artifact that was tried on validation images."""
+    return {"validation_change": -loss, "validation_error": error, "validation_images": images}
 
 
 def fronts(rows, infer=()):
@@ -47,7 +54,8 @@ def test_best_figures_come_from_the_artifacts_of_the_rows_own_runs():
     measured = [
         infer("a.s0", "onnxruntime", 1, 100.0, 0.010, latency_p99_seconds=0.020),
         infer("a.s0", "onnxruntime", 32, 900.0, 0.030),
-        infer("a.s0", "onnxruntime", 1, 300.0, 0.003, variant="int8", scenario="single_stream"),
+        infer("a.s0", "onnxruntime", 1, 300.0, 0.003, variant="int8", scenario="single_stream", **judged(0.01)),
+        infer("a.s0", "openvino", 1, 400.0, 0.002, variant="int8", **judged(0.011)),
         infer("a.s0", "tf_serving_grpc", 1, 50.0, 0.001, scenario="server"),
         infer("a.s0", "null", 1, 9e9, 1e-9),
         infer("a.s0", "saved_model", 1, None, None, outcome="failed"),
@@ -64,6 +72,22 @@ def test_best_figures_come_from_the_artifacts_of_the_rows_own_runs():
         b["best_latency_p50_seconds_of"] == "openvino gpu no copies @1 unstable"
         and c["best_latency_p50_seconds"] is None
     )
+
+
+def test_what_an_artifact_loses_is_measured_on_validation_images():
+    row, int8 = train("a", 1, 0.5), {"variant": "int8", "payload": None}
+    assert whole.lost(row, {"variant": "float32", "payload": None} | judged(0.5)) == (0.0, 0.0)  # its parity was proved
+    assert whole.lost(row, int8 | judged(0.02, 0.003, 100)) == (0.02, pytest.approx(0.003**2 + 1e-4))
+    rounded = row | {"precision": "mixed_bfloat16"}
+    assert whole.lost(rounded, {"variant": "float32", "payload": None} | judged(0.02))[0] == 0.02
+    assert whole.lost(row, {"variant": "float32", "payload": "jpeg"} | judged(0.02))[0] == 0.02
+
+
+def test_without_validation_images_each_changed_answer_counts_as_lost():
+    row, told = train("a", 1, 0.5), {"variant": "int8", "agreement": 0.9, "test_images": 100}
+    assert whole.lost(row, told) == (pytest.approx(0.1), pytest.approx(0.09 / 100 + 1e-4))
+    assert whole.lost(row, {"variant": "int8", "agreement": None, "test_images": 100}) is None
+    assert whole.lost(row, {"variant": "int8", "agreement": 1.0}) is None
 
 
 def record(**more):

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def run_study(
         if export:
             good &= export_models({run.configuration for run in published}, places)
         if export and infer:
-            asked = matrix.Asked(runtimes=matrix.OF_A_STUDY)
+            asked = matrix.of_a_study(quick=options.limit is not None)
             good &= infer_models({run.model for run in published}, places, asked, fresh=fresh)
         seconds = time.monotonic() - started
         if trained:
@@ -525,11 +525,14 @@ class Member:
 
 
 def groups(members: Iterable[Member]) -> list[list[Member]]:
-    """Runs that share a child: those on features in one precision; a plain run is alone. Pre-trainings come first."""
+    """Runs that share a child: those on features in one precision; a plain run is alone, but with `--limit`, where
+    its figures mean little. Pre-trainings come first."""
     found: dict[str, list[Member]] = {}
     for member in members:
-        cached = any(engine["name"] == "cached" for engine in member.setting.engines(member.run))
-        found.setdefault(member.setting.precision if cached else member.run.id, []).append(member)
+        run = member.run
+        cached = any(engine["name"] == "cached" for engine in member.setting.engines(run))
+        quick = run.limit is not None and run.freeze.name != plan.PRETRAIN
+        found.setdefault(member.setting.precision if cached or quick else run.id, []).append(member)
     return sorted(found.values(), key=lambda group: group[0].run.freeze.name != plan.PRETRAIN)
 
 
@@ -664,7 +667,8 @@ def export_models(configurations: Collection[str], places: Places, variants: Col
     """Publish the representative run of each configuration that is not published yet; True when all went well.
 
     One that is published without some of the `variants` of its ONNX file is published again, with them. A quick try
-    (`--limit`, `--epochs`) is not published over a model that was trained in full.
+    (`--limit`, `--epochs`) is not published over a model that was trained in full, one of `--limit` without int8
+    unless that is asked for.
     """
     chosen: list[Event] = []
     for configuration in records.configurations(records.read(places.results), configurations):
@@ -677,7 +681,8 @@ def export_models(configurations: Collection[str], places: Places, variants: Col
         if published and _quick(record) and not _quick(published):
             say(f"{record['model']}: a quick try is not published over version {published['version']}; give --exports")
             continue
-        wanted = {"float32", *variants, *known} if variants else exporting.DEFAULT_VARIANTS
+        default = exporting.VARIANTS[:1] if record["limit"] else exporting.DEFAULT_VARIANTS
+        wanted = {"float32", *variants, *known} if variants else default
         seeds = [row["seed"] for row in configuration.finished]
         chosen.append({"record": record, "seeds": seeds, "variants": [v for v in exporting.VARIANTS if v in wanted]})
     if not chosen:
@@ -741,7 +746,7 @@ def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *
 
 
 class TestImages:
-    """The test images of models in files, made once for all children of a command and removed at its end."""
+    """Test and validation images of models in files, made once for all children of a command and removed at its end."""
 
     __test__ = False  # for pytest, which takes every class of this name for tests
 
@@ -765,7 +770,8 @@ class TestImages:
             data, limit = json.loads(what)
             made.append({"data": data, "limit": limit, "path": self.paths[what]})
         if made:
-            spawn({"action": "test_images", "tests": made}, self.places, "logs/test-images.txt", lambda event: None)
+            job = {"action": "test_images", "tests": made}
+            spawn(job, self.places, "logs/test-images.txt", lambda event: None, module="frostline.measuring")
         return {name: self.paths[what] for name, what in wanted.items()}
 
 
@@ -794,7 +800,7 @@ def _infer(
     while group:
         told = len(records.read(places.results))
         try:
-            _measure(way, group, cells, places, tests)
+            measure(way, group, cells, places, tests.of(group))
         except children.Died as error:
             dead = _unrecorded(group, places, told)[:1]
             _record_unmeasured(dead, way, {m["name"]: cells for m in dead}, "failed", str(error), places)
@@ -802,22 +808,24 @@ def _infer(
     return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
 
 
-def _measure(
+def measure(
     way: matrix.Way,
     group: list[Event],
-    cells: list[matrix.Cell],
+    cells: Sequence[matrix.Cell],
     places: Places,
-    tests: TestImages,
+    tests: Mapping[str, str],
 ) -> None:
-    """One child that measures the first of some models, and how well the others do."""
+    """One child that measures the first of some models, and how well the others do; `tests` are files of images by
+    model. Raises Died."""
     name = "-".join(filter(None, [way.runtime, way.how.variant, way.how.payload, way.how.device, way.profile]))
     job = {
         "manifests": group,
-        "tests": tests.of(group),
+        "tests": dict(tests),
         "runtime": way.runtime,
         "how": plan.plain(way.how),
         "cells": cells,
         "profile": way.profile,
+        "brief": way.brief,
         "latency_bound": way.latency_bound,
         "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
         "figures": None,

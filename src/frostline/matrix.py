@@ -14,11 +14,15 @@ Row = dict[str, Any]
 Cell = tuple[str, int]  # a scenario and a batch size
 SCENARIOS = {"single_stream": (1,), "offline": (32, 256), "server": (1,)}  # and the batch sizes each is measured at
 OF_A_STUDY = ("keras_predict", "tf_function", "saved_model", "onnxruntime")  # what `frostline run` measures
+OF_A_QUICK_TRY = OF_A_STUDY[2:]  # with --limit: what is deployed
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person asks `frostline infer` for; empty means all that there is, `threads` 0 as many as cores."""
+    """What a person asks `frostline infer` for; empty means all that there is, `threads` 0 as many as cores.
+
+    `brief` windows are fewer and shorter than those of the `quick` profile.
+    """
 
     runtimes: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
@@ -26,6 +30,7 @@ class Asked:
     profile: str = "quick"
     threads: int = 0
     latency_bound: float | None = None
+    brief: bool = False
 
     def __post_init__(self) -> None:
         for name in self.runtimes:
@@ -47,12 +52,18 @@ class Way:
     cells: tuple[Cell, ...]
     reason: str | None
     latency_bound: float | None = None
+    brief: bool = False
 
     @property
     def label(self) -> str:
         variant = f" {self.how.variant}" if self.how.variant != "float32" else ""
         payload = f" {self.how.payload}" if self.how.payload else ""
         return f"{self.runtime}{variant}{payload} on {self.how.device}"
+
+
+def of_a_study(quick: bool) -> Asked:
+    """What `frostline run` measures, of a quick try or of a study that trained in full."""
+    return Asked(runtimes=OF_A_QUICK_TRY if quick else OF_A_STUDY, brief=quick)
 
 
 def ways(asked: Asked) -> list[Way]:
@@ -65,7 +76,7 @@ def ways(asked: Asked) -> list[Way]:
             missing = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
             for variant, payload in itertools.product(runtime.variants[device], runtime.payloads):
                 how = How(device, variant, asked.threads, payload)
-                found.append(Way(name, how, asked.profile, cells, missing, asked.latency_bound))
+                found.append(Way(name, how, asked.profile, cells, missing, asked.latency_bound, asked.brief))
     if not found:
         raise UserError("--scenario server is for a runtime that asks a server: tf_serving_grpc, tf_serving_rest")
     return found

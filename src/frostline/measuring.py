@@ -11,18 +11,27 @@ import numpy as np
 os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-from frostline import children, inference, machine, plan, records
+from frostline import children, datasets, inference, machine, plan, records
 from frostline.errors import UserError
 from frostline.inference import Given, Subject, rules
 from frostline.inference.served import Served
 from frostline.runtimes import How
+from frostline.studies import Data
 
 Job = dict[str, Any]
+VALIDATION_IMAGES = 1024  # on which each artifact is judged, at most
 
 
 def work(job: Job, emit: Any) -> None:
-    """Measure the first model, then how well those do that share its graph; each cell becomes a record."""
+    """Measure the first model, then how well those do that share its graph; each cell becomes a record.
+
+    Or leave the images of some data in files, for children that are to load nothing else.
+    """
     try:
+        if job.get("action") == "test_images":
+            for test in job["tests"]:
+                _leave(test, Path(job["data_dir"]) if job["data_dir"] else None)
+            return
         first, *others = job["manifests"]
         rows = job["figures"]
         if not rows:
@@ -36,6 +45,17 @@ def work(job: Job, emit: Any) -> None:
         emit("user_error", message=str(error))
 
 
+def _leave(test: Job, data_dir: Path | None) -> None:
+    """Test images, and some of the validation images with their rows, where these are others."""
+    dataset = datasets.load(plan.restore(Data, test["data"]), data_dir=data_dir, limit=test["limit"])
+    left: Job = {"images": dataset.test.images, "labels": dataset.test.labels}
+    own = dataset.validation
+    if own is not dataset.test and len(own.labels):
+        rows = np.unique(np.linspace(0, len(own.labels) - 1, VALIDATION_IMAGES).astype(int))
+        left |= {"validation_images": own.images[rows], "validation_labels": own.labels[rows], "validation_rows": rows}
+    np.savez(test["path"], **left)
+
+
 def _subject(job: Job, manifest: Job) -> Subject:
     folder = Path(job["exports"]) / manifest["kind"] / manifest["name"] / str(manifest["version"])
     server = Served(**job["server"]) if job["server"] else None
@@ -47,7 +67,9 @@ def _measure(subject: Subject, job: Job) -> list[Job]:
     _set_threads(subject)
     given = _given(subject.manifest, job)
     logs = Path(job["results"]) / "loadgen" / job["logs"]
-    settings: Job = {"profile": rules.PROFILES[job["profile"]], "latency_bound": job["latency_bound"]}
+    profile = rules.PROFILES[job["profile"]]
+    profile = rules.brief(profile) if job["brief"] else profile
+    settings: Job = {"profile": profile, "latency_bound": job["latency_bound"]}
     cells = [tuple(cell) for cell in job["cells"]]
     rows = inference.measure(subject, cells, given, logs, **settings)
     if subject.how.device == "gpu" and subject.entry.hold:
@@ -67,12 +89,21 @@ def _set_threads(subject: Subject) -> None:
 
 
 def _given(manifest: Job, job: Job) -> Given:
-    """The test images of a model, which another child left in a file: making them may take TensorFlow."""
+    """The images of a model, which another child left in a file, with what its run answered to them."""
     with np.load(job["tests"][manifest["name"]]) as kept:
-        images, labels = kept["images"], kept["labels"]
-    if job["how"]["payload"] == "jpeg":
-        images = [_jpeg(image) for image in images]
-    return Given(images, labels, _stored(manifest, labels, Path(job["results"])))
+        files = dict(kept)
+    as_sent = _jpegs if job["how"]["payload"] == "jpeg" else lambda images: images
+    stored = _stored(manifest, files["labels"], Path(job["results"]))
+    validation = None
+    if stored and {"validation", "validation_labels"} <= stored.keys() and "validation_rows" in files:
+        labels, rows = files["validation_labels"], files["validation_rows"]
+        if len(stored["validation"]) > rows[-1] and np.array_equal(stored["validation_labels"][rows], labels):
+            validation = as_sent(files["validation_images"]), labels, stored["validation"][rows]
+    return Given(as_sent(files["images"]), files["labels"], stored["test"] if stored else None, validation)
+
+
+def _jpegs(images: np.ndarray) -> list[bytes]:
+    return [_jpeg(image) for image in images]
 
 
 def _jpeg(image: np.ndarray) -> bytes:
@@ -84,15 +115,16 @@ def _jpeg(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _stored(manifest: Job, labels: np.ndarray, results: Path) -> np.ndarray | None:
-    """The test predictions that the run left, where these are of the training that was published."""
+def _stored(manifest: Job, labels: np.ndarray, results: Path) -> dict[str, np.ndarray] | None:
+    """The predictions that the run left, where these are of the training that was published."""
     try:
         with np.load(records.run_folder(results, manifest["run"]) / "predictions.npz") as kept:
-            stored, same = kept["test"], np.array_equal(kept["test_labels"], labels)
+            stored = dict(kept)
+            same = np.array_equal(stored["test_labels"], labels)
     except (OSError, ValueError, KeyError):
         return None
     top1 = (manifest.get("trained") or {}).get("test_top1")
-    of_it = same and top1 is not None and abs(float(np.mean(stored.argmax(axis=1) == labels)) - top1) < 1e-9
+    of_it = same and top1 is not None and abs(float(np.mean(stored["test"].argmax(axis=1) == labels)) - top1) < 1e-9
     return stored if of_it else None
 
 

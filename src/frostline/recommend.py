@@ -9,6 +9,11 @@ largest of three differences lies below the truth once in eight. So the bound is
 standard error (Efron and Tibshirani 1993, 12.3), Student's quantile for the part of the seeds and the normal one for
 that of the images, joined as in Howe 1974 (JASA 69, 789). Half an image is counted each way (Agresti and Min 2005):
 networks that agree on all images are not equal for certain.
+
+Three seeds may agree by luck, and where trainings end in one of two ways they often do: Student's quantile would then
+tell equal configurations apart in up to a fifth of the studies, not in 5 %. So a difference is called only where it
+also exceeds what the usual spread of the study's pairs would explain, their median; that the others' spread tells of a
+pair's is an idea of Tusher et al. 2001 (PNAS 98, 5116) and Smyth 2004. Asking for both cannot raise the error.
 """
 
 import bisect
@@ -16,6 +21,7 @@ import dataclasses
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +44,7 @@ class Difference:
 
     `error` is the standard error of `mean` over `seeds` in common; of its square `seed_variance` is what the seeds'
     spread shows, and `fixed_variance` what would stay with any number of seeds, because the images stay.
+    `usual_variance` is what the seeds' part is among the pairs of the study, known with so many degrees of freedom.
     """
 
     mean: float
@@ -45,28 +52,37 @@ class Difference:
     seeds: int
     seed_variance: float
     fixed_variance: float
+    usual_variance: float = 0.0
+    usual_freedom: float = 1.0
 
     def upper(self, confidence: float) -> float:
         """The one-sided bound that the true difference exceeds with a chance of 1 - `confidence`."""
-        return self.mean + self._reach(confidence)
+        return self.mean + self._reach(confidence, self.seed_variance, self.seeds - 1)
 
     def lower(self, confidence: float) -> float:
         """The one-sided bound that the true difference falls below with a chance of 1 - `confidence`."""
-        return self.mean - self._reach(confidence)
+        own = self._reach(confidence, self.seed_variance, self.seeds - 1)
+        return self.mean - max(own, self._reach(confidence, self.usual_variance, self.usual_freedom))
+
+    def plus(self, loss: float, variance: float) -> "Difference":
+        """The same where the second one loses so much more, which the images show up to a variance."""
+        error, fixed = math.sqrt(self.error**2 + variance), self.fixed_variance + variance
+        return dataclasses.replace(self, mean=self.mean + loss, error=error, fixed_variance=fixed)
 
     def with_seeds(self, seeds: int) -> "Difference":
         """What is expected of another number of seeds: their part of the variance shrinks by their number."""
         scale = self.seeds / seeds
         variance = self.fixed_variance + scale * max(0.0, self.error**2 - self.fixed_variance)
-        return Difference(self.mean, math.sqrt(variance), seeds, scale * self.seed_variance, self.fixed_variance)
+        own, usual = scale * self.seed_variance, scale * self.usual_variance
+        freedom = self.usual_freedom * (seeds - 1) / max(1, self.seeds - 1)
+        return Difference(self.mean, math.sqrt(variance), seeds, own, self.fixed_variance, usual, freedom)
 
-    def _reach(self, confidence: float) -> float:
+    def _reach(self, confidence: float, variance: float, freedom: float) -> float:
+        """How far a bound lies from the mean where the seeds' part of the variance has so many degrees of freedom."""
         from scipy import special
 
-        images = special.ndtri(confidence) ** 2 * (self.error**2 - self.seed_variance)
-        if self.seeds < 2:
-            return math.sqrt(images)
-        return math.sqrt(images + special.stdtrit(self.seeds - 1, confidence) ** 2 * self.seed_variance)
+        images = special.ndtri(confidence) ** 2 * max(0.0, self.error**2 - self.seed_variance)
+        return math.sqrt(images + (special.stdtrit(freedom, confidence) ** 2 * variance if variance else 0.0))
 
 
 def differences(correct: Correct) -> dict[tuple[str, str], Difference]:
@@ -87,7 +103,23 @@ def differences(correct: Correct) -> dict[tuple[str, str], Difference]:
         replicates = np.stack([drawn[a, s] - drawn[b, t] for s, t in paired])
         one = _difference(pairs, replicates, rng)
         found[a, b], found[b, a] = one, dataclasses.replace(one, mean=-one.mean)
-    return found
+    return _with_usual_spread(found, sum(len(own) - 1 for own in correct.values()))
+
+
+def _with_usual_spread(found: dict[tuple[str, str], Difference], freedom: int) -> dict[tuple[str, str], Difference]:
+    """Differences that know the median, over all pairs, of the variance between seeds, corrected for its bias."""
+    from scipy import special
+
+    several = [d for d in found.values() if d.seeds > 1]
+    if not several:
+        return found
+    # The median of a chi-square with f degrees of freedom is 2 * gammaincinv(f / 2, 1 / 2).
+    halves = [(d, (d.seeds - 1) / 2) for d in several]
+    usual = statistics.median(d.seeds * d.seed_variance * half / special.gammaincinv(half, 0.5) for d, half in halves)
+    return {
+        pair: dataclasses.replace(d, usual_variance=usual / d.seeds, usual_freedom=freedom) if d.seeds > 1 else d
+        for pair, d in found.items()
+    }
 
 
 def _over_images(correct: Correct, rng: Any) -> dict[tuple[str, int], Any]:
@@ -131,7 +163,8 @@ class Verdict:
 
     `loss` is what a configuration loses against the best of the sample, `upper` the bound that is held against the
     margin, which comes from `feared`, and `lower` what it loses for certain. About `more_seeds` more would make an
-    undecided one `then`; None where no number of seeds would, or one seed cannot tell.
+    undecided one `then`; None where no number of seeds would, or one seed cannot tell. `against` has the differences of
+    the others to it.
     """
 
     outcome: str
@@ -141,6 +174,15 @@ class Verdict:
     feared: str | None
     more_seeds: int | None = None
     then: str | None = None
+    against: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
+
+    def bears(self, loss: tuple[float, float] | None, margin: float) -> bool:
+        """Whether a configuration together with what an artifact of it loses is within the margin.
+
+        The loss comes with its variance; None where nothing tells it.
+        """
+        against = self.against.values() or (Difference(0.0, 0.0, 1, 0.0, 0.0),)
+        return loss is not None and all(d.plus(*loss).upper(CONFIDENCE) <= margin for d in against)
 
 
 def judge(correct: Correct, margin: float) -> dict[str, Verdict]:
@@ -175,8 +217,8 @@ def _verdict(losses: Mapping[str, Difference], margin: float) -> Verdict:
     if now == "undecided" and min(d.seeds for d in losses.values()) > 1:
         more = 1 + bisect.bisect_left(range(1, MOST_SEEDS + 1), True, key=lambda n: outcome(n) != "undecided")
     if not 0 < more <= MOST_SEEDS:
-        return Verdict(now, loss, upper, lower, feared)
-    return Verdict(now, loss, upper, lower, feared, more, outcome(more))
+        return Verdict(now, loss, upper, lower, feared, against=losses)
+    return Verdict(now, loss, upper, lower, feared, more, outcome(more), losses)
 
 
 # -- the recommendation --------------------------------------------------------------------------------
@@ -199,7 +241,8 @@ def advise(results: Path, limits: Limits, *, on_test: bool = False) -> list[Row]
     """
     found = records.read(results)
     configurations = records.configurations(found)
-    rows = [row for row in tables.rows(found) if row["kind"] == "train"]
+    every = tables.rows(found)
+    rows, infer = ([row for row in every if row["kind"] == kind] for kind in ("train", "infer"))
     paired = [(row, c) for row, c in zip(rows, configurations, strict=True) if row["freeze"] != "pretrain"]
     chosen = [(row, c) for row, c in paired if whole.competes(row, on_test=on_test)]
     left_out = [row for row, _ in paired if whole.competes(row, on_test=True) and not whole.competes(row)]
@@ -213,14 +256,15 @@ def advise(results: Path, limits: Limits, *, on_test: bool = False) -> list[Row]
     same: dict[str, list[tuple[Row, records.Configuration]]] = {}
     for row, configuration in chosen:
         same.setdefault(row["task"], []).append((row, configuration))
-    advice = [_of_task(results, own, limits) for own in same.values()]
+    advice = [_of_task(results, own, infer, limits) for own in same.values()]
     if left_out and not on_test:
         advice[-1]["notes"].append(f"{len(left_out)} validated on test (†) are left out; --validated-on-test has them.")
     return advice
 
 
-def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], limits: Limits) -> Row:
-    rows = {_called(row): row for row, _ in own}
+def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], infer: list[Row], limits: Limits) -> Row:
+    alone = Verdict("accepted", 0.0, 0.0, 0.0, None)
+    rows = {_called(row): row | _fastest(row, infer, alone, limits.margin) for row, _ in own}
     correct, notes = _read(results, {_called(row): configuration.finished for row, configuration in own})
     told = {name: _outside(row, limits) for name, row in rows.items()}
     within = {name: kept for name, kept in correct.items() if not told[name]}
@@ -236,12 +280,29 @@ def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], limits
         )
     verdicts = judge(compared, limits.margin)
     images = len(next(iter(next(iter(correct.values())).values())))
+    for name, verdict in verdicts.items():
+        if verdict.outcome == "accepted" and not told[name]:
+            rows[name] |= _fastest(rows[name], infer, verdict, limits.margin)
+            told[name] = _outside(rows[name], limits)
     entries = [_entry(name, row, told[name], verdicts.get(name), images, limits.margin) for name, row in rows.items()]
-    notes += _notes(entries, [row for row, _ in own])
+    notes += _notes(entries, [row for row, _ in own]) + _of_artifacts(rows, limits.margin)
     newest = own[0][1].rows[-1]
     known = {"study": newest["study"], "title": newest["title"], "task": whole.described(newest)}
     return {**known, "margin": limits.margin, "validation_images": images, **_choice(entries, limits.margin),
             "notes": notes, "configurations": entries}  # fmt: skip
+
+
+def _fastest(row: Row, infer: list[Row], verdict: Verdict, margin: float) -> Row:
+    """The best figures of a row's artifacts with which it stays within the margin, and the artifact of the first; the
+    fastest of those that are left out is `faster`."""
+    told: Row = {"artifact": None, "faster": None}
+    for measure in whole.MEASURED_ON:
+        measured = whole.artifacts(row, infer, measure)
+        fit = next((one for one in measured if verdict.bears(whole.lost(row, one), margin)), None)
+        told |= {f"best_{measure}": fit and fit[measure], f"best_{measure}_of": fit and whole.where(fit)}
+        if measure == "latency_p50_seconds":
+            told |= {"artifact": fit, "faster": measured[0] if measured and measured[0] is not fit else None}
+    return told
 
 
 def _called(row: Row) -> str:
@@ -300,7 +361,7 @@ def _outside(row: Row, limits: Limits) -> tuple[str, str] | None:
     if limits.max_latency_p99 is not None:
         latency = row["best_latency_p99_seconds"]
         if latency is None:
-            told = "no p99 of one image is measured, which takes 662 answers"
+            told = "no p99 of one image, which takes 662 answers, is measured of an artifact within the margin"
             return "undecided", f"{told}; type: frostline infer EXPORTS --profile valid"
         if latency > limits.max_latency_p99:
             most = f"{limits.max_latency_p99 * 1e3:g} ms are allowed"
@@ -385,6 +446,25 @@ def _notes(entries: list[Row], rows: list[Row]) -> list[str]:
     return notes
 
 
+def _of_artifacts(rows: Mapping[str, Row], margin: float) -> list[str]:
+    """Which artifacts are faster than the one that stands for their row, and which figures are not to be relied on."""
+    faster = {name: whole.where(row["faster"]) for name, row in rows.items() if row["faster"]}
+    left: dict[str, list[str]] = {}
+    for name, where in faster.items():
+        left.setdefault(where, []).append(name)
+    notes = [
+        f"Faster, and not shown to lose at most {margin:g} together with its row: {where} of {', '.join(names)}."
+        for where, names in left.items()
+    ]
+    taken = {name: row["artifact"] for name, row in rows.items() if row["artifact"]}
+    if shaky := [name for name, one in taken.items() if one.get("stable") is False]:
+        notes.append(f"Unstable (windows more than 10 % apart): the p50 of {', '.join(shaky)}.")
+    if quick := [name for name, one in taken.items() if not one.get("valid")]:
+        told = "not valid in MLPerf's sense; type: frostline infer EXPORTS --profile valid"
+        notes.append(f"Measured for seconds only, {told}: the p50 of {', '.join(quick)}.")
+    return notes
+
+
 def render(advice: list[Row], form: str) -> str:
     """The recommendations as text, `github` or `plain`, or as `json`."""
     if form == "json":
@@ -416,7 +496,7 @@ def _text(one: Row, form: str) -> str:
     note = (
         f"On {one['validation_images']:,} validation images. loses: against the best of the sample; at most: the "
         "upper 95 % bound of the loss against any other, by a bootstrap over seeds and images. Test chose nothing. "
-        "Accuracies are of the trained models, also where the fastest artifact is an int8 one."
+        "p50: of the fastest artifact with which its row stays within the margin; accuracies are of the trained models."
     )
     sides = ["left", "left", "right", "right", "left", *["right"] * 4]
     table = tabulate(lines, headers, form, colalign=sides, disable_numparse=True)

@@ -10,6 +10,7 @@ Row = dict[str, Any]
 # How much of the training images a row shows, and which, is part of its task; how they are scaled is not.
 NOT_OF_THE_TASK = ("scaling",)
 MEASURED_ON = ("images_per_second", "latency_p50_seconds", "latency_p99_seconds")
+MARGIN = 0.01  # of accuracy that an artifact may lose on validation and still stand for its row, in the mean
 
 
 def task(record: Row) -> str:
@@ -44,21 +45,48 @@ def competes(row: Row, *, on_test: bool = False) -> bool:
     return row["outcome"] == "ok" and not trial and (on_test or row["protocol"] != "document")
 
 
+def lost(row: Row, artifact: Row) -> tuple[float, float] | None:
+    """What an artifact loses of its run's accuracy on validation, and the variance of that; None where nothing tells.
+
+    A float32 artifact of a run in float32 is published when its logits are the model's. Without validation images of
+    their own, test images whose best class is another one than the run's count as lost: no label is looked at. Half an
+    image is counted each way (Agresti and Min 2005).
+    """
+    as_is = artifact.get("variant") in (None, "float32") and artifact.get("payload") != "jpeg"
+    if as_is and row["precision"] == "float32":
+        return 0.0, 0.0
+    if artifact.get("validation_change") is not None:
+        half = 1 / artifact["validation_images"] ** 2
+        return -artifact["validation_change"], artifact["validation_error"] ** 2 + half
+    if artifact.get("agreement") is None or not artifact.get("test_images"):
+        return None
+    share, count = 1 - artifact["agreement"], artifact["test_images"]
+    return share, share * (1 - share) / count + 1 / count**2
+
+
+def artifacts(row: Row, infer: Sequence[Row], measure: str) -> list[Row]:
+    """Measurements of a row's own artifacts that have a figure, the best first: of latency those of single images."""
+    own = [r for r in infer if r["outcome"] == "ok" and r["runtime"] != "null" and r.get("run") in row["runs"]]
+    if measure != "images_per_second":
+        own = [r for r in own if r["batch_size"] == 1 and r.get("scenario") in (None, "single_stream")]
+    found = [r for r in own if r.get(measure) is not None]
+    return sorted(found, key=lambda r: r[measure], reverse=measure == "images_per_second")
+
+
 def joined(train: list[Row], infer: list[Row]) -> list[Row]:
     """Training rows with the best figures of their artifacts, and whether each lies on a front of its task.
+
+    What loses more than MARGIN of the run's validation accuracy, or is not known to lose less, has no figures to give.
 
     Adds `best_images_per_second`, `best_latency_p50_seconds` (one image), `best_latency_p99_seconds` and, under the
     same names with `_of`, where they were measured; `pareto_train` and `pareto_latency` are null where a row does not
     compete, has nobody to compete with, or was not measured.
     """
     for row in train:
-        own = [r for r in infer if r["outcome"] == "ok" and r["runtime"] != "null" and r.get("run") in row["runs"]]
-        single = [r for r in own if r["batch_size"] == 1 and r.get("scenario") in (None, "single_stream")]
         for key in MEASURED_ON:
-            rows = [r for r in (own if key == "images_per_second" else single) if r.get(key) is not None]
-            best = (max if key == "images_per_second" else min)(rows, key=lambda r: r[key], default=None)
+            best = next((r for r in artifacts(row, infer, key) if (loss := lost(row, r)) and loss[0] <= MARGIN), None)
             row[f"best_{key}"] = best and best[key]
-            row[f"best_{key}_of"] = best and _where(best)
+            row[f"best_{key}_of"] = best and where(best)
     for key, cost in (("pareto_train", "total_seconds"), ("pareto_latency", "best_latency_p50_seconds")):
         for row in train:
             same = [r for r in train if r["task"] == row["task"] and competes(r)]
@@ -67,7 +95,7 @@ def joined(train: list[Row], infer: list[Row]) -> list[Row]:
     return train
 
 
-def _where(row: Row) -> str:
+def where(row: Row) -> str:
     """The runtime, what sets artifact, requests, device and images apart, the batch, and whether it was unstable."""
     variant = row.get("variant") if row.get("variant") not in (None, "float32") else None
     device = row["device"] if row["device"] != "cpu" else None

@@ -34,7 +34,8 @@ class Load:
 
     `offline` sends all of its images in one query, which is answered in calls of `batch_size`. `server` sends single
     images at random times, `rate` a second on average, and wants 99 % of the answers within `bound_seconds`; `workers`
-    of them are answered at once. With `same` one image is sent again and again, MLPerf's test for answers from memory.
+    of them are answered at once. With `same` one image is sent again and again, which one depends on that number; so
+    MLPerf looks for answers from memory.
     """
 
     scenario: str
@@ -45,7 +46,7 @@ class Load:
     rate: float | None = None
     bound_seconds: float | None = None
     workers: int = 1
-    same: bool = False
+    same: int | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def _settings(lg: Any, load: Load) -> Any:
     settings.mode = lg.TestMode.PerformanceOnly
     settings.min_duration_ms = round(1000 * load.min_seconds)
     settings.min_query_count = load.min_queries
-    settings.performance_issue_same = load.same
+    settings.performance_issue_same = load.same is not None
+    settings.performance_issue_same_index = load.same or 0
     for name, seed in SEEDS.items():
         setattr(settings, name, seed)
     if load.scenario == "single_stream":

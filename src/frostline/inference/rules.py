@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 AGREEMENT = 0.10
 LAST = 3
 PRECISION = 1.05
 MOST_DOUBLINGS = 20
 MOST_HALVINGS = 6  # at lower rates a window is one query and a long wait
+SAME_PAIRS = 4
+STUDENT = 4.541  # the 99 % quantile of Student's distribution with SAME_PAIRS - 1 degrees of freedom
+SAME_LEAST = 1 / 1.1  # MLPerf's TEST04 lets one image be answered at a rate 10 % above that of different ones
 
 Pair = tuple[float, float]
 
@@ -35,6 +40,11 @@ PROFILES = {
     "quick": Profile("quick", 0.5, {"single_stream": 22, "offline": 1, "server": 221}, 3, 6, seconds_at_most=4.0),
     "valid": Profile("valid", 600.0, {"single_stream": 64, "offline": 24_576, "server": 662}, 1, 1),
 }
+
+
+def brief(profile: Profile) -> Profile:
+    """The profile with the fewest windows, a tenth of a second each."""
+    return replace(profile, seconds=0.1, most=profile.windows, seconds_at_most=0.5)
 
 
 def spread(windows: Sequence[Pair]) -> float | None:
@@ -65,10 +75,46 @@ def slices(seconds: Sequence[float], batch_size: int, count: int = 10) -> list[P
     return [(batch_size / fmean(part), median(part)) for part in parts]
 
 
+@dataclass(frozen=True)
+class Same:
+    """What one image again and again takes of the time of different ones, and the factor by which that may be off.
+
+    The noise is that of the pairs of windows themselves: their ratio is below `ratio` × `noise` with 99 % confidence.
+    """
+
+    ratio: float
+    noise: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether one image is faster beyond the noise; data in the processor's cache may be all there is to it."""
+        return self.ratio * self.noise < 1
+
+    @property
+    def from_memory(self) -> bool:
+        """Whether it is faster by more than MLPerf lets pass, beyond the noise."""
+        return self.ratio * self.noise < SAME_LEAST
+
+    def __str__(self) -> str:
+        at_most = f"at most {self.ratio * self.noise:.0%} for certain"
+        return f"one image again and again takes {self.ratio:.0%} of what different ones take, {at_most}"
+
+
+def same_image(pairs: Sequence[Pair]) -> Same | None:
+    """Of SAME_PAIRS medians of different images and of one, taken in turns: Student's one-sided bound on the mean of
+    their log ratios. None where nothing was timed."""
+    if not all(one and other for one, other in pairs):
+        return None
+    logs = [math.log(same / different) for different, same in pairs]
+    error = statistics.stdev(logs) / math.sqrt(len(logs))
+    return Same(math.exp(statistics.fmean(logs)), math.exp(STUDENT * error))
+
+
 def highest_rate(holds: Callable[[float], bool], start: float, confirmed: Callable[[float], bool]) -> float | None:
     """The highest rate that `holds`, within 5 %: doubled or halved from `start`, bisected, then `confirmed`.
 
-    A rate that is not confirmed is lowered by 5 %. None where no rate down to a 64th of `start` is held.
+    A rate that is not confirmed is lowered by 5 %. None where no rate down to a 64th of `start` is held, or none of
+    twenty is confirmed.
     """
     low, high = _bracket(holds, start)
     if low is None:
