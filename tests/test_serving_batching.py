@@ -71,6 +71,41 @@ def test_a_batch_waits_for_the_timeout_or_until_it_is_full():
     asyncio.run(scene())
 
 
+def test_the_next_batch_begins_before_the_last_ones_answers_are_written():
+    async def scene():
+        scheduler, order = Scheduler(1), []
+
+        async def run(feeds):
+            order.append(("run", feeds["x"].tolist()))
+            return [feeds["x"]]
+
+        async def client(value):
+            await scheduler.submit("key", Parameters(max_batch_size=1, largest=1), run, rows(value))
+            order.append(("answered", value))
+
+        await asyncio.gather(client(0), client(1))
+        assert order == [("run", [0]), ("run", [1]), ("answered", 0), ("answered", 1)]
+
+    asyncio.run(scene())
+
+
+def test_what_waited_for_its_time_runs_as_soon_as_a_thread_is_free():
+    async def scene():
+        model, scheduler = Model(), Scheduler(1)
+        limits = Parameters(max_batch_size=4, largest=4, timeout_seconds=0.001)
+        tasks = [asyncio.ensure_future(scheduler.submit("key", limits, model.run, rows(1)))]
+        while not model.batches:
+            await asyncio.sleep(0)
+        tasks += await submit_all(scheduler, model, limits, [rows(2), rows(3)])
+        while not scheduler._queues["key"].batches[0].ripe:
+            await asyncio.sleep(0)
+        model.go.set()
+        assert [answer[0].tolist() for answer in await asyncio.gather(*tasks)] == [[2], [4], [6]]
+        assert [batch.tolist() for batch in model.batches] == [[1], [2, 3]]
+
+    asyncio.run(scene())
+
+
 def test_a_batch_is_filled_to_an_allowed_size_with_the_last_request():
     async def scene():
         model, scheduler = Model(), Scheduler(1)
