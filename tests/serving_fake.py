@@ -1,7 +1,8 @@
 """What speaks just enough of TensorFlow Serving's API to test a client, over gRPC and over REST.
 
 One model, `tiny`, versions 1 (label `stable`) and 2: it says how bright images of 2x2 pixels are, and how long
-encoded ones, unless these begin with `bad`.
+encoded ones, unless these begin with `bad`. Unlike the embedded server it refuses, hangs up and answers nonsense when
+it is told to.
 """
 
 import base64
@@ -10,6 +11,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import grpc
 import numpy as np
@@ -23,14 +25,9 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from frostline.serving.status import HTTP_STATUS, Refused
+
 LABELS = {"stable": 1}
-STATUS = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "UNAVAILABLE": 503, "INTERNAL": 500}
-
-
-class Refused(Exception):
-    def __init__(self, code, text):
-        super().__init__(text)
-        self.code = code
 
 
 class Model:
@@ -97,11 +94,11 @@ def grpc_server(model):
     """A started server and its address."""
 
     def guarded(work):
-        def call(self, request, context):
+        def call(request, context):
             try:
                 return work(request)
             except Refused as error:
-                context.abort(grpc.StatusCode[error.code], str(error))
+                context.abort(grpc.StatusCode[error.code], error.message)
 
         return call
 
@@ -129,12 +126,10 @@ def grpc_server(model):
         found = model.status(request.model_spec.name)
         return json_format.ParseDict(found, get_model_status_pb2.GetModelStatusResponse())
 
-    predictions = type("P", (prediction_service_pb2_grpc.PredictionServiceServicer,),
-                       {"Predict": guarded(predict), "GetModelMetadata": guarded(metadata)})  # fmt: skip
-    models = type("M", (model_service_pb2_grpc.ModelServiceServicer,), {"GetModelStatus": guarded(status)})
+    calls = Mock(Predict=guarded(predict), GetModelMetadata=guarded(metadata), GetModelStatus=guarded(status))
     server = grpc.server(ThreadPoolExecutor(2))
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(predictions(), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(models(), server)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(calls, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(calls, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     return server, f"grpc://127.0.0.1:{port}"
@@ -168,7 +163,7 @@ def rest_server(model):
             try:
                 status, found = 200, respond(model, self.path, body)
             except Refused as error:
-                status, found = STATUS[error.code], {"error": str(error)}
+                status, found = HTTP_STATUS[error.code], {"error": error.message}
             raw = self.server.garbage or json.dumps(found).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(raw)))
