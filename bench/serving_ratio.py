@@ -1,22 +1,26 @@
 """What batching brings on the embedded server, and what the ways of sending an image cost.
 
-    python bench/serving_ratio.py [--clients 32] [--seconds 10] [--backend embedded] [--image-size 224]
+    python bench/serving_ratio.py [--clients 32] [--seconds 5] [--turns 3] [--backend embedded] [--image-size 224]
 
 The network is that of the study `digits` with fresh weights. First table: images/s of that many clients, each waiting
-for its answer, one image a request, without and with batching, in turns. Second table: one client, one image of
-`--image-size` a request, four ways. Clients and server share the machine; requests are made before the clock starts.
+for its answer, one image a request, of a server without and one with batching, asked in turns. In its first row server
+and clients share all cores; in the second the server has half of them to itself and the clients the other half, which
+wants Linux. Second table: one client, one image of `--image-size` a request, four ways. Requests are made before the
+clock starts.
 """
 
 import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import aiohttp
@@ -30,6 +34,8 @@ from frostline.serving import Server
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 Send = Callable[[], Awaitable[object]]
+# A batch of 32 that is to fill while its 32 clients are answered takes some ten milliseconds of Python.
+TIMEOUT_MICROS = 20_000
 FORMS = ("REST JSON pixels", "REST JPEG", "gRPC pixels", "gRPC JPEG")
 
 
@@ -37,7 +43,7 @@ def main() -> None:
     """Build the models, start servers, print two markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--backend", choices=tuple(serving.BACKENDS), default="embedded")
@@ -46,7 +52,6 @@ def main() -> None:
         exports = Path(scratch)
         build(exports / "saved_model" / "digits" / "1", 32)
         build(exports / "saved_model" / "large" / "1", args.image_size)
-        (exports / "batching.config").write_text(batching.parameters(threads=batching.threads(machine.cores())))
         print(compare_batching(exports, args), compare_forms(exports, args), sep="\n\n")
 
 
@@ -61,19 +66,48 @@ def build(folder: Path, size: int) -> None:
 
 
 def compare_batching(exports: Path, args: argparse.Namespace) -> str:
-    """A table of throughputs; the ratio is that of the medians of all turns."""
-    with_batching = ("--enable_batching", f"--batching_parameters_file={exports / 'batching.config'}")
-    found: dict[str, list[float]] = {"off": [], "on": []}
-    for _ in range(args.turns):
-        for name, flags in (("off", ()), ("on", with_batching)):
-            with serving.running(exports, ["digits"], backend=args.backend, flags=flags) as server:
-                found[name].append(
-                    len(measure(server, "digits", 32, "gRPC pixels", args.clients, args.seconds)) / args.seconds
-                )
-    off, on = (statistics.median(found[name]) for name in ("off", "on"))
-    row = [args.clients, f"{off:,.0f}", f"{on:,.0f}", f"{on / off:.2f}", 2]
-    headers = ["clients", "images/s without batching", "images/s with batching", "ratio", "at least"]
-    return tabulate([row], headers, tablefmt="github", disable_numparse=True)
+    """A table of throughputs and latencies; a ratio is that of the medians of all turns."""
+    headers = ["cores", "images/s without batching", "with", "ratio", "at least", "p50 ms without", "with"]
+    everything = os.sched_getaffinity(0)
+    half = len(everything) // 2
+    layouts = {"shared": (everything, everything)}
+    if half and args.backend == "embedded":  # a container would not inherit its cores from here
+        layouts["server's own"] = (set(sorted(everything)[half:]), set(sorted(everything)[:half]))
+    rows = []
+    for name, (servers, clients) in layouts.items():
+        seconds = in_turns(exports, args, servers, clients)
+        pin(everything)
+        off, on = (statistics.median(len(turn) / args.seconds for turn in turns) for turns in seconds)
+        p50 = [f"{statistics.median(itertools.chain(*turns)) * 1000:.0f}" for turns in seconds]
+        rows.append([name, f"{off:,.0f}", f"{on:,.0f}", f"{on / off:.2f}", 2, *p50])
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def in_turns(
+    exports: Path, args: argparse.Namespace, servers: set[int], clients: set[int]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds that answers took, by turn, without and with batching, for servers and clients on these cores."""
+    pin(servers)  # which the children inherit
+    text = batching.parameters(timeout_micros=TIMEOUT_MICROS, threads=batching.threads(machine.cores()))
+    (exports / "batching.config").write_text(text)
+    flags = (), ("--enable_batching", f"--batching_parameters_file={exports / 'batching.config'}")
+    found: tuple[list[list[float]], list[list[float]]] = ([], [])
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(serving.running(exports, ["digits"], backend=args.backend, flags=each))
+            for each in flags
+        ]
+        pin(clients)
+        for _ in range(args.turns):
+            for server, turns in zip(both, found, strict=True):
+                turns.append(measure(server, "digits", 32, "gRPC pixels", args.clients, args.seconds))
+    return found
+
+
+def pin(cores: set[int]) -> None:
+    """Let this process and the children it will start run on these cores alone."""
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
 
 
 def compare_forms(exports: Path, args: argparse.Namespace) -> str:

@@ -199,3 +199,10 @@ def test_augmentation_is_other_work(tiny_study):
 
     turned = "augment = { rotation = 0.1 }"
     assert len({timing(more) for more in ("", turned, f"{turned}\naugment_views = 2")}) == 3
+
+
+def test_another_network_in_the_same_file_is_timed_anew(tiny_study):
+    study = plan.resolve(studies.parse(tiny_study.replace("small_cnn", "file:mine.keras"), "tiny"), Options())
+    assert study.backbone.name == "file:mine.keras"
+    planned = [plan.runs(study, Options(), lambda data: "data", lambda path, found=found: found) for found in "ab"]
+    assert choice.key(planned[0]) == choice.key(planned[0]) != choice.key(planned[1])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from keras import layers
 from test_frontier import head, head_only, mask, nested, pixels, residual, stem
 
-from frostline import augment, device, features, frontier, jobs, models, plan, prefix, studies
+from frostline import augment, device, features, frontier, im2col, jobs, models, plan, prefix, studies
 from frostline.errors import UserError
 from frostline.studies import Augment, Head, Stage
 
@@ -287,6 +288,32 @@ def test_tensorflow_stays_where(why, tensorflow_is, monkeypatch):
     if why == "it cannot be converted":
         monkeypatch.setattr(prefix, "_onnx", lambda model, threads: 1 / 0)
     need = needed(network(residual, "conv_3", "output"))
+    compute(need)
+    assert features.about(need.key)["program"] == "TensorFlow float32"
+
+
+# -- im2col --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_pass_takes_products_where_they_are_faster(faster, monkeypatch):
+    monkeypatch.setattr(prefix, "TRY_IM2COL_SECONDS", 0.0)
+    monkeypatch.setattr(im2col, "LARGEST", 1000)
+    seconds = iter([1.0, 0.5 if faster else 2.0])
+    monkeypatch.setattr(prefix, "_seconds", lambda call, images: next(seconds))
+    need = needed(network(residual, "output"))
+    compute(need)
+    assert features.about(need.key)["program"] == f"TensorFlow float32{', im2col' if faster else ''}"
+    assert_right(need, tolerance=1e-5)
+
+
+def test_products_that_answer_otherwise_are_not_taken(monkeypatch):
+    monkeypatch.setattr(prefix, "TRY_IM2COL_SECONDS", 0.0)
+    monkeypatch.setattr(im2col, "LARGEST", 1000)
+    monkeypatch.setattr(im2col, "_padding", lambda *shapes: [[0, 0], [0, 2], [0, 2], [0, 0]])
+    always_faster = itertools.count(10.0, -1.0)
+    monkeypatch.setattr(prefix, "_seconds", lambda call, images: next(always_faster))
+    need = needed(network(residual, "output"))
     compute(need)
     assert features.about(need.key)["program"] == "TensorFlow float32"
 

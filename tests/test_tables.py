@@ -347,7 +347,7 @@ def test_a_quick_try_and_older_configurations_are_in_the_caption():
     text = lines(
         records=[train("output", 0), train("output", 0, configuration="new", limit=50, epochs_cap=1, time="t9")]
     )
-    assert any(line.startswith("A quick try: --limit 50 --epochs 1. Its rows shared processes, ") for line in text)
+    assert any(line.startswith("A quick try: --limit 50 --epochs 1. Rows shared processes, ") for line in text)
     assert "1 older configurations under these names are not shown." in text
 
 
@@ -517,6 +517,16 @@ def test_the_mode_of_a_frontier_that_is_not_exact_is_said():
     stage = {"layers": LAYERS, "frontier": ["a", "b"], "feature_shapes": [[4], [2]]}
     text = listed({**stage, "frontier_mode": "inference_prefix"})
     assert any(line.startswith("---- frontier (inference_prefix): a 4, b 2 -") for line in text)
+
+
+@pytest.mark.parametrize(("width", "kinds"), [(82, False), (95, True)])
+def test_layers_keep_to_the_width_of_a_terminal(width, kinds):
+    stage = {"layers": LAYERS, "frontier": ["conv_2"] * 9, "feature_shapes": [[4, 4, 8]] * 9}
+    facts = {"trainable_params": 2000, "total_params": 5000, "trainable_tensors": 4, "tensors": 10}
+    facts |= {"batch_norm": "mixed", "problem": None, "frontier_mode": "exact"}
+    text = tables.layers([{"freeze": "some", "stages": [{**facts, **stage}]}], width=width).splitlines()
+    assert max(map(len, text)) <= width
+    assert any("2 Conv" in line and line.endswith("...") for line in text) is kinds
 
 
 def test_no_records():

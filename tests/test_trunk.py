@@ -55,10 +55,10 @@ def setting(run):
     return {"xla": "off", "engines": engines, "estimate": estimate}
 
 
-def train(folder, chosen, emit=lambda event, **facts: None):
+def train(folder, chosen, emit=lambda event, **facts: None, *, precision="float32"):
     """The records of a group of runs that a child trains, by configuration and seed."""
     job = {"runs": [plan.plain(run) for run in chosen], "settings": [setting(run) for run in chosen]}
-    job |= {"precision": "float32", "results": str(folder), "data_dir": None, "features_memory": None}
+    job |= {"precision": precision, "results": str(folder), "data_dir": None, "features_memory": None}
     job |= {"since": 0.0, "computed": []}
     before = len(records.read(folder)) if folder.exists() else 0
     folder.mkdir(exist_ok=True)
@@ -118,6 +118,14 @@ def test_two_rows_share_a_trunk_and_train_as_if_alone(tmp_path, alone):
     answers = 3 * images[0] + sum(images)
     assert first["bytes"] == second["bytes"] == 4 * 128 * answers
     assert told["dense_output", 0]["total_seconds"] > second["seconds"] > first["seconds"] > 0
+
+
+def test_a_trunk_in_mixed_precision_is_held_to_what_it_says_of_its_features(tmp_path, precision):
+    """Whatever the features' own rounding is, which has a proof of its own."""
+    told = train(tmp_path, runs(STUDY, epochs=1), precision="mixed_bfloat16")
+    for record in told.values():
+        assert (record["outcome"], record["precision"]) == ("ok", "mixed_bfloat16")
+        assert 1e-6 < record["features_difference"] < 2e-2 and 0 <= record["trunk"]["difference"] < 2**-6
 
 
 ROWS = STUDY.replace(', { train = ["head/.*"], epochs = 1 }]', "]")

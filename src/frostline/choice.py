@@ -38,7 +38,7 @@ def key(runs: Sequence[Run]) -> str:
     facts = {k: v for k, v in machine.facts().items() if k in ("cpu", "cores", "gpus", "versions")}
     facts["versions"] = {k: v for k, v in facts["versions"].items() if k in ("frostline", "tensorflow", "keras")}
     timed = sorted(
-        {json.dumps([timing_key(r), plain(r.backbone), r.data.image_size, r.precision, r.xla]) for r in runs}
+        {json.dumps([timing_key(r), plain(r.backbone), r.network, r.data.image_size, r.precision, r.xla]) for r in runs}
     )
     return hashlib.sha256(json.dumps([facts, timed], sort_keys=True).encode()).hexdigest()
 

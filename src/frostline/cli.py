@@ -315,7 +315,7 @@ def layers(args: argparse.Namespace) -> int:
         keys = ("freeze", "stages")
         print(json.dumps([{key: entry[key] for key in keys} for entry in found], indent=2))
     else:
-        print(tables.layers(found, each=args.all))
+        print(tables.layers(found, each=args.all, width=_width()))
     problems = [stage["problem"] for entry in found for stage in entry["stages"] if stage["problem"]]
     for problem in problems:
         print(f"frostline: {problem}", file=sys.stderr)

@@ -91,7 +91,7 @@ def run_study(
         if export:
             good &= export_models({run.configuration for run in published}, places)
         if export and infer:
-            asked = matrix.of_a_study(quick=bool(options.limit or options.epochs))
+            asked = matrix.of_a_study(quick=options.limit is not None)
             good &= infer_models({run.model for run in published}, places, asked, fresh=fresh)
         seconds = time.monotonic() - started
         if trained:
@@ -525,13 +525,13 @@ class Member:
 
 
 def groups(members: Iterable[Member]) -> list[list[Member]]:
-    """Runs that share a child: those on features in one precision; a plain run is alone, but in a quick try, whose
-    figures it mixes with those of others. Pre-trainings come first."""
+    """Runs that share a child: those on features in one precision; a plain run is alone, but with `--limit`, where
+    its figures mean little. Pre-trainings come first."""
     found: dict[str, list[Member]] = {}
     for member in members:
         run = member.run
         cached = any(engine["name"] == "cached" for engine in member.setting.engines(run))
-        quick = bool(run.limit or run.epochs) and run.freeze.name != plan.PRETRAIN
+        quick = run.limit is not None and run.freeze.name != plan.PRETRAIN
         found.setdefault(member.setting.precision if cached or quick else run.id, []).append(member)
     return sorted(found.values(), key=lambda group: group[0].run.freeze.name != plan.PRETRAIN)
 
@@ -667,7 +667,8 @@ def export_models(configurations: Collection[str], places: Places, variants: Col
     """Publish the representative run of each configuration that is not published yet; True when all went well.
 
     One that is published without some of the `variants` of its ONNX file is published again, with them. A quick try
-    (`--limit`, `--epochs`) is not published over a model that was trained in full, and without int8 unless asked.
+    (`--limit`, `--epochs`) is not published over a model that was trained in full, one of `--limit` without int8
+    unless that is asked for.
     """
     chosen: list[Event] = []
     for configuration in records.configurations(records.read(places.results), configurations):
@@ -680,7 +681,7 @@ def export_models(configurations: Collection[str], places: Places, variants: Col
         if published and _quick(record) and not _quick(published):
             say(f"{record['model']}: a quick try is not published over version {published['version']}; give --exports")
             continue
-        default = exporting.VARIANTS[:1] if _quick(record) else exporting.DEFAULT_VARIANTS
+        default = exporting.VARIANTS[:1] if record["limit"] else exporting.DEFAULT_VARIANTS
         wanted = {"float32", *variants, *known} if variants else default
         seeds = [row["seed"] for row in configuration.finished]
         chosen.append({"record": record, "seeds": seeds, "variants": [v for v in exporting.VARIANTS if v in wanted]})

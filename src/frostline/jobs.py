@@ -764,26 +764,25 @@ def _checked(
 def _effort(
     looks: list[tuple[int, Run, Stage, dict[str, int]]], found: list[dict[str, Any]], job: dict[str, Any]
 ) -> dict[str, float]:
-    """Seconds that all training takes at most, and that timing takes: from a few steps of what trains most.
+    """Seconds that all training takes at most, and that timing takes: from the forward pass of what trains most.
 
-    Small batches cost more an image, and no row more than one that runs forward and backward through all layers.
+    Small batches cost more an image, and no row more than one that runs forward and backward through all layers. A cell
+    traces and runs a step, which is to a forward pass as training is to answering.
     """
     before = time.perf_counter()
     _, run, stage, _ = max(looks, key=lambda look: look[0])
     entry = found[[look[1] for look in looks].index(run)]
     device.seed_everything(run.seed)
     network = models.build(run.backbone, run.freeze.head, run.data.scaling, entry["size"], entry["classes"])
-    freezing.apply(network.model, network.groups, stage)
-    batch = min(SMALL_BATCH, stage.batch_size)
-    times = training.time_steps(network, dataclasses.replace(stage, batch_size=batch), xla=False, count=2)
+    image = prefix.forward_seconds(network.model, min(SMALL_BATCH, stage.batch_size)) / costs.FORWARD
+    if stage.augment:
+        image += augment.seconds_per_image(stage.augment, size=entry["size"])
     shown = sum(
         count * costs.shown(other.freeze.stages, images)
         for count, (_, other, _, images) in zip(job["counts"], looks, strict=True)
     )
-    return {
-        "training_seconds": shown * times.step_seconds / batch,
-        "timing_seconds": job["cells"] * (time.perf_counter() - before),
-    }
+    elapsed = time.perf_counter() - before
+    return {"training_seconds": shown * image, "timing_seconds": job["cells"] * elapsed / costs.FORWARD}
 
 
 @contextlib.contextmanager

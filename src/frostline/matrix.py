@@ -14,7 +14,7 @@ Row = dict[str, Any]
 Cell = tuple[str, int]  # a scenario and a batch size
 SCENARIOS = {"single_stream": (1,), "offline": (32, 256), "server": (1,)}  # and the batch sizes each is measured at
 OF_A_STUDY = ("keras_predict", "tf_function", "saved_model", "onnxruntime")  # what `frostline run` measures
-OF_A_QUICK_TRY = OF_A_STUDY[2:]  # where it trains with --limit or --epochs: what is deployed
+OF_A_QUICK_TRY = OF_A_STUDY[2:]  # with --limit: what is deployed
 
 
 @dataclass(frozen=True)

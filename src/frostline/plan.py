@@ -54,7 +54,7 @@ class Run:
 
     `freeze.weights` is `none`, `imagenet`, `file` (the backbone's own), a path, or `pretrain`: then `pretrain_run` made
     them. `inherit_head`: the head's weights come from there too. `configuration` is the identity without the seed: only
-    runs that share it are averaged.
+    runs that share it are averaged. `network` is the backbone's name, or a hash of the file that it is.
     """
 
     id: str
@@ -73,6 +73,7 @@ class Run:
     fingerprint: str
     pretrain_run: str | None = None
     place: tuple[int, ...] = ()
+    network: str = ""
 
     @property
     def model(self) -> str:
@@ -265,9 +266,10 @@ def _run(
     head = _inherited(study) if inherit else freeze.head
     freeze = dataclasses.replace(freeze, head=head)
     weights = freeze.weights or "none"
+    network = _content(backbone.name, digest)
     asked = {
         "study": study.name,
-        "backbone": _content(backbone.name, digest),
+        "backbone": network,
         **{key: value for key, value in plain(backbone).items() if key in ("cut", "l2") and value},
         "data": plain(data),
         "freeze": {k: v for k, v in plain(freeze).items() if k not in ELSEWHERE},
@@ -297,6 +299,7 @@ def _run(
         epochs=options.epochs,
         fingerprint=prints[whole(data)],
         pretrain_run=source.id if source else None,
+        network=network,
     )
 
 

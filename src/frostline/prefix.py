@@ -1,5 +1,6 @@
 """The pass: what the frozen part of a network says about the images of a data set, computed once into files."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,23 +16,33 @@ from typing import Any
 
 import numpy as np
 
-from frostline import device, features, graphs, machine, models
+from frostline import device, features, graphs, im2col, machine, models
 from frostline.errors import UserError
 from frostline.frontier import Cut
 from frostline.models import Network
 
 SAMPLE = 32
 TIMED_SECONDS = 0.25
-TRY_ONNX_SECONDS = 120.0  # of a pass by TensorFlow; the conversion takes a part of it: bench/NOTES.md
+TRY_IM2COL_SECONDS = 10.0  # of a pass by TensorFlow as it is; tracing another program takes a second or two
+TRY_ONNX_SECONDS = 120.0  # of the pass by then; the conversion takes a part of it: bench/NOTES.md
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
-Program = Callable[[Any], list[Any]]
+Call = Callable[[Any], list[Any]]
 Write = Callable[[str, tuple[np.ndarray, ...]], None]
 Report = Callable[[int, int], None]
 Images = Any  # uint8 [N, H, W, 3]: an array, or views (`augment.Shown`) that are made as they are asked for
 
 
 # The last program of `_whole`, for the pass and the runs that ask for it again with the same weights below.
-_kept: dict[tuple[Any, ...], Program] = {}
+_kept: dict[tuple[Any, ...], Call] = {}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A way to compute a model's outputs from images, and how records call it."""
+
+    name: str
+    model: Any
+    call: Call
 
 
 class FeaturesDiffer(Exception):
@@ -96,10 +107,10 @@ def compute(
 
 def forward(need: Need, sample: np.ndarray) -> Callable[[Images], tuple[np.ndarray, ...]]:
     """The program of the pass, for images whose features are not kept; its precision is settled on a sample."""
-    program, _ = _accurate(need, need.cut.prefix, sample)
+    program = _accurate(need, need.cut.prefix, sample)
 
     def run(images: Images) -> tuple[np.ndarray, ...]:
-        answers = _batches(program, images, need.cut.feature_dtypes)
+        answers = _batches(program.call, images, need.cut.feature_dtypes)
         return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
     return run
@@ -127,12 +138,16 @@ def compare(
 
 def seconds_per_image(cut: Cut, *, size: int) -> float:
     """Seconds the prefix takes for one of many random images of `size` pixels, tracing and compiling left out."""
-    assert cut.prefix is not None
-    images = np.random.default_rng(0).integers(0, 256, (images_per_call(size), size, size, 3), dtype=np.uint8)
-    return _seconds(_program(cut.prefix, _compiled()), images) / len(images)
+    return forward_seconds(cut.prefix, images_per_call(size))
 
 
-def _seconds(program: Program, images: np.ndarray) -> float:
+def forward_seconds(model: Any, count: int) -> float:
+    """Seconds a model takes for one of `count` random images in a call in inference mode, tracing left out."""
+    images = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape[1:]), dtype=np.uint8)
+    return _seconds(_program(model, _compiled()), images) / count
+
+
+def _seconds(program: Call, images: np.ndarray) -> float:
     """Seconds of one call, the first left out."""
     _call(program, images)
     taken: list[float] = []
@@ -240,13 +255,13 @@ def _run(
     assert highest is not None
     outputs = [*highest.outputs, *(tensor for n in needs[1:] for tensor in _found(needs[0], n))]
     whole = keras.Model(highest.inputs, outputs)
-    program, name = _accurate(needs[0], whole, splits["train"][:SAMPLE])
+    program = _accurate(needs[0], whole, splits["train"][:SAMPLE])
     total, done = sum(len(images) for images in splits.values()), 0
     if device.kind() != "gpu":
-        program, name = _fastest(needs[0], whole, (program, name), splits["train"], total)
+        program = _fastest(needs[0], program, splits["train"], total)
     dtypes = [dtype for n in needs for dtype in n.cut.feature_dtypes]
     for split, images in splits.items():
-        for rows in _batches(program, images, dtypes):
+        for rows in _batches(program.call, images, dtypes):
             start = 0
             for n in needs:
                 taken = len(n.cut.boundary)
@@ -256,7 +271,8 @@ def _run(
             report(done, total)
     seconds = time.perf_counter() - before
     return {
-        n.key: {"program": name, "seconds": seconds * share} for n, share in zip(needs, _shares(needs), strict=True)
+        n.key: {"program": program.name, "seconds": seconds * share}
+        for n, share in zip(needs, _shares(needs), strict=True)
     }
 
 
@@ -276,14 +292,14 @@ def _calls_at_once() -> int:
     return machine.cores() if tf.config.threading.get_intra_op_parallelism_threads() == 1 else 1
 
 
-def _batches(program: Program, images: Images, dtypes: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
+def _batches(call: Call, images: Images, dtypes: Sequence[str]) -> Iterator[tuple[np.ndarray, ...]]:
     """The program's answers for all images in order."""
     import tensorflow as tf
 
-    def call(start: int) -> tuple[np.ndarray, ...]:
+    def answer(start: int) -> tuple[np.ndarray, ...]:
         return tuple(
             tf.cast(x, dtype).numpy()
-            for x, dtype in zip(program(tf.constant(images[start : start + count])), dtypes, strict=True)
+            for x, dtype in zip(call(tf.constant(images[start : start + count])), dtypes, strict=True)
         )
 
     count = images_per_call(images.shape[1])
@@ -291,7 +307,7 @@ def _batches(program: Program, images: Images, dtypes: Sequence[str]) -> Iterato
     with ThreadPoolExecutor(streams) as pool:
         waiting: deque[Any] = deque()
         for start in range(0, len(images), count):
-            waiting.append(pool.submit(call, start))
+            waiting.append(pool.submit(answer, start))
             if len(waiting) > 2 * streams:  # the writer is never far behind, so memory does not grow
                 yield waiting.popleft().result()
         while waiting:
@@ -306,34 +322,40 @@ def _compiled() -> bool:
     return device.kind() == "gpu"
 
 
-def _program(model: Any, xla: bool) -> Program:
-    """A Keras model as a TensorFlow function in inference mode, which returns a list."""
+def _program(model: Any, xla: bool, *, products: bool = False) -> Call:
+    """A Keras model as a TensorFlow function in inference mode, which returns a list.
+
+    `products`: convolutions on small maps by im2col.
+    """
     import tensorflow as tf
 
     @tf.function(
         input_signature=[tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)], autograph=False, jit_compile=xla
     )
     def run(images: Any) -> list[Any]:
-        outputs = model(images, training=False)
+        with im2col.traced(model) if products else contextlib.nullcontext():
+            outputs = model(images, training=False)
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
     return run
 
 
-def _accurate(highest: Need, model: Any, images: np.ndarray) -> tuple[Program, str]:
-    """The program in the run's precision if its features are well within the tolerance, else the one in float32.
-
-    Half the tolerance, because each run proves it again on other images.
-    """
-    program, precision = _program(model, _compiled()), _precision(highest.network)
+def _accurate(highest: Need, model: Any, images: np.ndarray) -> Program:
+    """The program in the run's precision if its features are well within the tolerance, else the one in float32."""
+    precision = _precision(highest.network)
     name = f"TensorFlow {precision}{' XLA' if _compiled() else ''}"
-    if precision == "float32":
-        return program, name
-    found = _call(program, images)[: len(highest.cut.boundary)]
+    program = Program(name, model, _program(model, _compiled()))
+    if precision == "float32" or _agrees(highest, program, images):
+        return program
+    exact = _exact(highest, model)
+    return Program("TensorFlow float32", exact, _program(exact, False))
+
+
+def _agrees(highest: Need, program: Program, images: np.ndarray) -> bool:
+    """Whether features are within half the tolerance of the run's precision: each run proves it again on others."""
+    found = _call(program.call, images)[: len(highest.cut.boundary)]
     whole = _call(_whole(highest), images)
-    if _largest_difference(found, whole) <= TOLERANCE[precision] / 2:
-        return program, name
-    return _program(_exact(highest, model), False), "TensorFlow float32"
+    return _largest_difference(found, whole) <= TOLERANCE[_precision(highest.network)] / 2
 
 
 def _exact(highest: Need, model: Any) -> Any:
@@ -341,29 +363,38 @@ def _exact(highest: Need, model: Any) -> Any:
     return part(models.standard(highest.network.model), [x._keras_history.operation.name for x in model.outputs])
 
 
-def _fastest(highest: Need, model: Any, known: tuple[Program, str], images: Images, total: int) -> tuple[Program, str]:
-    """ONNX Runtime in place of TensorFlow's program, for a long pass in which it is faster and its features agree.
+def _fastest(highest: Need, known: Program, images: Images, total: int) -> Program:
+    """Another program in place of TensorFlow's for a long pass, if it is faster and its features agree.
 
-    They agree within half the tolerance of the run's precision, as for TensorFlow's own; where it does not know a
-    layer, TensorFlow stays.
+    They agree within half the tolerance of the run's precision; a program that cannot be made is left out.
     """
     calls = images[: images_per_call(images.shape[1])]
-    seconds = _seconds(known[0], calls)
-    if seconds / len(calls) * total / _calls_at_once() < TRY_ONNX_SECONDS:
-        return known
-    try:
-        program = _onnx(_exact(highest, model), threads=1 if _calls_at_once() > 1 else 0)
-        sample = images[:SAMPLE]
-        found = _call(program, sample)[: len(highest.cut.boundary)]
-        difference = _largest_difference(found, _call(_whole(highest), sample))
-    except Exception as error:  # whatever the converter or the session refuses
-        print(f"ONNX Runtime cannot run this pass: {error}", flush=True)
-        return known
-    agrees = difference <= TOLERANCE[_precision(highest.network)] / 2
-    return (program, "ONNX Runtime float32") if agrees and _seconds(program, calls) < seconds else known
+    best, seconds = known, _seconds(known.call, calls)
+
+    def pass_seconds() -> float:
+        return seconds / len(calls) * total / _calls_at_once()
+
+    def products() -> Program:
+        return Program(f"{known.name}, im2col", known.model, _program(known.model, False, products=True))
+
+    def onnx() -> Program:
+        exact = _exact(highest, known.model)
+        return Program("ONNX Runtime float32", exact, _onnx(exact, threads=1 if _calls_at_once() > 1 else 0))
+
+    tries = [(TRY_IM2COL_SECONDS, products)] if im2col.concerns(known.model) else []
+    for least, make in [*tries, (TRY_ONNX_SECONDS, onnx)]:
+        if pass_seconds() < least:
+            continue
+        try:
+            other = make()
+            if _agrees(highest, other, images[:SAMPLE]) and (taken := _seconds(other.call, calls)) < seconds:
+                best, seconds = other, taken
+        except Exception as error:  # whatever the converter or the session refuses
+            print(f"{make.__name__} cannot run this pass: {error}", flush=True)
+    return best
 
 
-def _onnx(model: Any, threads: int) -> Program:
+def _onnx(model: Any, threads: int) -> Call:
     """A Keras model as a session of ONNX Runtime on the CPU."""
     from frostline.exporting import onnx, saved_model
     from frostline.runtimes import onnxruntime
@@ -381,7 +412,7 @@ def _onnx(model: Any, threads: int) -> Program:
     return run
 
 
-def _whole(need: Need) -> Program:
+def _whole(need: Need) -> Call:
     """The features by the whole network in float32 TensorFlow, found by the names of its layers and not by the cut."""
     network, precision = need.network, _precision(need.network)
     key = (precision, need.cut.boundary, *need.layers.values())
@@ -417,7 +448,7 @@ def _tensors(model: Any) -> dict[str, Any]:
     return {name: outputs[0] for name, outputs in found.items() if len(outputs) == 1}
 
 
-def _call(program: Program, images: np.ndarray) -> list[np.ndarray]:
+def _call(program: Call, images: np.ndarray) -> list[np.ndarray]:
     import tensorflow as tf
 
     return [np.asarray(x) for x in program(tf.constant(images))]

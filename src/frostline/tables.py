@@ -275,19 +275,23 @@ def _to_come(found: list[Row]) -> list[str]:
     return lines
 
 
-def layers(found: list[Row], *, each: bool = False) -> str:
-    """The layers of some configurations, stage by stage; runs of equal ones in one line unless `each` is asked for."""
+def layers(found: list[Row], *, each: bool = False, width: int | None = None) -> str:
+    """The layers of some configurations, stage by stage; runs of equal ones in one line unless `each` is asked for.
+
+    `width`: how many characters wide a table may be; the kinds of layers are cut to it.
+    """
     parts = []
     for entry in found:
         for number, stage in enumerate(entry["stages"], 1):
             of = f", stage {number} of {len(entry['stages'])}" if len(entry["stages"]) > 1 else ""
             as_if = ", as if everything trained" if stage["problem"] else ""
-            parts += [f"{entry['freeze']}{of}{as_if}", _layer_table(stage, each), _layer_summary(stage)]
+            parts += [f"{entry['freeze']}{of}{as_if}", _layer_table(stage, each, width), _layer_summary(stage)]
     note = "What stands before a frontier says the same about an image in every epoch of its stage."
-    return "\n\n".join([*parts, note if each else f"{note} --all shows every layer in a line of its own."])
+    parts.append(note if each else f"{note} --all shows every layer in a line of its own.")
+    return "\n\n".join(_note(part, Form("plain", width)) if "\n" not in part else part for part in parts)
 
 
-def _layer_table(stage: Row, each: bool) -> str:
+def _layer_table(stage: Row, each: bool, width: int | None) -> str:
     """A line for each run of layers, those below the frontier first, and one that marks it."""
     lines: list[list[str]] = []
     below = 0
@@ -296,11 +300,23 @@ def _layer_table(stage: Row, each: bool) -> str:
         lines += [_layer_line(run) for run in runs]
         below = below or len(lines)
     headers = ["#", "group", "layers", "parameters", "state", "BatchNorm", "class"]
+    if width:
+        others = _tabulate([line[:-1] for line in lines], headers[:-1], Form("plain"), right=(3,))
+        room = width - max(map(len, others.split("\n"))) - 4  # two between, and two that tabulate keeps behind a header
+        kinds = int(room >= 10)
+        lines = [[*line[:-1], *[_cut(line[-1], room)][:kinds]] for line in lines]
+        headers = headers[: 6 + kinds]
     text = _tabulate(lines, headers, Form("plain"), right=(3,)).split("\n")
     mode = "" if stage["frontier_mode"] == "exact" else f" ({stage['frontier_mode']})"
     where = f"frontier{mode}: {_frontier(stage)}" if stage["frontier"] else "no frontier: every step runs all layers"
-    text.insert(1 + below * bool(stage["frontier"]), f"---- {where} ".ljust(max(map(len, text)), "-"))
+    where = _cut(f"---- {where} ", width or len(where) + 6)
+    text.insert(1 + below * bool(stage["frontier"]), where.ljust(max(map(len, text)), "-"))
     return "\n".join(text)
+
+
+def _cut(text: str, room: int) -> str:
+    """A text, or its beginning where it does not fit the room."""
+    return text if len(text) <= room else f"{text[: room - 3]}..."
 
 
 def _folded(listed: list[Row], each: bool) -> list[list[Row]]:
@@ -590,11 +606,11 @@ def _caption(train: list[Row], everything: Row | None, form: Form) -> str:
     limits = sorted({f"--limit {r['limit']}" for r in train if r["limit"]})
     caps = sorted({f"--epochs {r['epochs_cap']}" for r in train if r["epochs_cap"]})
     if limits or caps:
-        lines.append(
-            f"A quick try: {' '.join(limits + caps)}. Its rows shared processes, its models have no int8, and only "
-            "what is deployed is measured, briefly; frostline export --variant int8 and frostline infer --fresh "
-            "do the rest."
+        shared = (
+            " Rows shared processes, models have no int8, and only what is deployed is measured, briefly; "
+            "frostline export --variant int8 and frostline infer --fresh do the rest."
         )
+        lines.append(f"A quick try: {' '.join(limits + caps)}.{shared if limits else ''}")
     failures: dict[str, list[str]] = {}
     for row in train:
         if row["reason"]:

@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,15 @@ class Task:
     feeds: Feeds
     size: int
     answer: asyncio.Future[list[np.ndarray]]
-    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Batch:
+    """Tasks that will run at once; `ripe` when the first of them has waited for long enough."""
+
+    tasks: list[Task] = field(default_factory=list)
+    size: int = 0
+    ripe: bool = False
 
 
 @dataclass
@@ -72,11 +80,7 @@ class Queue:
 
     limits: Parameters
     run: Run
-    batches: deque[list[Task]] = field(default_factory=lambda: deque([[]]))
-
-
-def _size(batch: Sequence[Task]) -> int:
-    return sum(task.size for task in batch)
+    batches: deque[Batch] = field(default_factory=deque)
 
 
 class Scheduler:
@@ -89,50 +93,61 @@ class Scheduler:
 
     async def submit(self, key: Any, limits: Parameters, run: Run, feeds: Feeds) -> list[np.ndarray]:
         """Run together with others of the same key; raises Refused where the queue is full or the request too large."""
-        queue = self._queues.get(key) or Queue(limits, run)
-        tasks, start = [], 0
-        for part in _parts(queue, feeds):
-            piece = {name: values[start : start + part] for name, values in feeds.items()}
-            tasks.append(Task(piece, part, asyncio.get_running_loop().create_future()))
-            start += part
-            if queue.batches[-1] and _size(queue.batches[-1]) + part > limits.largest:
-                queue.batches.append([])
-            queue.batches[-1].append(tasks[-1])
+        queue, loop, start, tasks = self._queues.get(key) or Queue(limits, run), asyncio.get_running_loop(), 0, []
+        for size in _parts(queue, feeds):
+            part = {name: values[start : start + size] for name, values in feeds.items()}
+            tasks.append(Task(part, size, loop.create_future()))
+            start += size
+            if not queue.batches or queue.batches[-1].size + size > limits.largest:
+                batch = Batch(ripe=limits.timeout_seconds == 0)
+                queue.batches.append(batch)
+                if not batch.ripe:
+                    loop.call_later(limits.timeout_seconds, self._ripen, key, batch)
+            queue.batches[-1].tasks.append(tasks[-1])
+            queue.batches[-1].size += size
         self._queues[key] = queue
         self._advance(key)
+        if len(tasks) == 1:
+            return await tasks[0].answer
         found = await asyncio.gather(*(task.answer for task in tasks))
         return [_concatenate(pieces) for pieces in zip(*found, strict=True)]
+
+    def _ripen(self, key: Any, batch: Batch) -> None:
+        batch.ripe = True
+        self._advance(key)
 
     def _advance(self, key: Any) -> None:
         """Begin what is full, or has waited for long enough, while a place is free."""
         while self._free and (queue := self._queues.get(key)):
-            wait = queue.batches[0][0].since + queue.limits.timeout_seconds - time.monotonic()
-            full = len(queue.batches) > 1 or _size(queue.batches[0]) >= queue.limits.largest
-            if wait > 0 and not full:
-                asyncio.get_running_loop().call_later(wait, self._advance, key)
+            first = queue.batches[0]
+            if not first.ripe and len(queue.batches) == 1 and first.size < queue.limits.largest:
                 return
-            batch = queue.batches.popleft()
+            queue.batches.popleft()
             if not queue.batches:
                 del self._queues[key]  # a version that is unloaded leaves nothing behind
             self._free -= 1
-            work = asyncio.get_running_loop().create_task(self._process(queue, batch))
+            work = asyncio.get_running_loop().create_task(self._process(queue, first.tasks))
             self._running.add(work)
             work.add_done_callback(self._running.discard)
 
-    async def _process(self, queue: Queue, batch: list[Task]) -> None:
-        batch = [task for task in batch if not task.answer.done()]  # whose callers have not gone
+    async def _process(self, queue: Queue, tasks: list[Task]) -> None:
+        tasks = [task for task in tasks if not task.answer.done()]  # whose callers have not gone
+        found: list[list[np.ndarray]] = []
+        failed: Exception | None = None
         try:
-            if batch:
-                feeds, size = _merge(queue.limits, batch)
-                _share(batch, await queue.run(feeds), size)
+            found = await _together(queue, tasks) if tasks else []
         except Exception as error:
-            for task in batch:
-                if not task.answer.done():
-                    task.answer.set_exception(error)
-        finally:
-            self._free += 1
-            for key in [*self._queues]:
-                self._advance(key)
+            failed = error
+        self._free += 1
+        for key in [*self._queues]:  # first, so that the next batch runs while these answers are written
+            self._advance(key)
+        for i, task in enumerate(tasks):
+            if task.answer.done():
+                continue
+            if failed:
+                task.answer.set_exception(failed)
+            else:
+                task.answer.set_result(found[i])
 
 
 def _parts(queue: Queue, feeds: Feeds) -> list[int]:
@@ -142,10 +157,10 @@ def _parts(queue: Queue, feeds: Feeds) -> list[int]:
     sizes = {len(values) for values in feeds.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
-    size, limits, waiting = sizes.pop(), queue.limits, len(queue.batches)
+    size, limits, waiting = sizes.pop(), queue.limits, max(1, len(queue.batches))
     if size > limits.max_batch_size:
         raise invalid(f"Task size {size} is larger than maximum input batch size {limits.max_batch_size}")
-    room = limits.largest - _size(queue.batches[-1])
+    room = limits.largest - (queue.batches[-1].size if queue.batches else 0)
     if size <= room:
         return [size]
     capacity = (limits.max_enqueued - waiting) * limits.largest + room * limits.split
@@ -158,30 +173,25 @@ def _parts(queue: Queue, feeds: Feeds) -> list[int]:
     return [part for part in (room, *[limits.largest] * whole, rest) if part]
 
 
-def _merge(limits: Parameters, batch: Sequence[Task]) -> tuple[Feeds, int]:
-    """The inputs of a batch as one, filled up to an allowed size with copies of the last request's first row."""
-    size = _size(batch)
-    padded = next((allowed for allowed in limits.allowed if allowed >= size), size)
-    merged = {}
-    for name in batch[0].feeds:
-        arrays = [task.feeds[name] for task in batch]
+async def _together(queue: Queue, tasks: Sequence[Task]) -> list[list[np.ndarray]]:
+    """The rows of each task, of outputs for all of them and copies of the last one's first row up to an allowed size.
+
+    Raises Refused where the inputs do not fit together, or the outputs have not one row for each.
+    """
+    ends = list(accumulate(task.size for task in tasks))
+    size = next((allowed for allowed in queue.limits.allowed if allowed >= ends[-1]), ends[-1])
+    feeds = {}
+    for name in tasks[0].feeds:
+        arrays = [task.feeds[name] for task in tasks]
         if len({values.shape[1:] for values in arrays}) > 1:
             about = f"Tensors with name '{name}' from different tasks have different shapes and padding is turned off."
             raise Refused("FAILED_PRECONDITION", about)
-        merged[name] = _concatenate(arrays + [arrays[-1][:1]] * (padded - size))
-    return merged, padded
-
-
-def _share(batch: Sequence[Task], outputs: Sequence[np.ndarray], size: int) -> None:
-    """Give each request its rows; raises Refused where the outputs have not one row for each."""
+        feeds[name] = _concatenate(arrays + [arrays[-1][:1]] * (size - ends[-1]))
+    outputs = await queue.run(feeds)
     if any(not output.ndim or len(output) != size for output in outputs):
         about = "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input"
         raise Refused("FAILED_PRECONDITION", f"{about} tensors")
-    start = 0
-    for task in batch:
-        if not task.answer.done():
-            task.answer.set_result([output[start : start + task.size] for output in outputs])
-        start += task.size
+    return [[output[end - task.size : end] for output in outputs] for task, end in zip(tasks, ends, strict=True)]
 
 
 def _concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:

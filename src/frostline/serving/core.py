@@ -96,8 +96,8 @@ async def run(core: Core, servable: Servable, job: Job) -> Outputs:
         outputs = await core.batches.submit(key, core.limits[id(servable)], now, job.feeds)
     else:
         outputs = await now(job.feeds)
-    labels = {"model_name": servable.name, "API": "Predict", "runtime": "TF1"}
-    metrics.observe(core.metrics, ":tensorflow:serving:runtime_latency", time.perf_counter() - begun, **labels)
+    taken, labels = time.perf_counter() - begun, {"model_name": servable.name, "API": "Predict", "runtime": "TF1"}
+    metrics.observe(core.metrics, ":tensorflow:serving:runtime_latency", taken, **labels)
     return dict(zip(job.fetches, outputs, strict=True))
 
 
@@ -138,7 +138,9 @@ async def _metadata(core: Core, request: Any, response: Any) -> None:
         raise invalid(f"Metadata field {other.pop()} is not supported")
     with core.models.borrow(request.model_spec) as servable:
         jobs.fill_spec(response.model_spec, servable)
-        response.metadata["signature_def"].Pack(SignatureDefMap(signature_def=servable.signatures))
+        response.metadata["signature_def"].Pack(
+            SignatureDefMap(signature_def={name: found.proto for name, found in servable.signatures.items()})
+        )
 
 
 async def _status(core: Core, request: Any, response: Any) -> None:

@@ -1,5 +1,6 @@
 """Predict, Classify, Regress and MultiInference: what a request wants to have run, and its answer from the outputs."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,35 +39,35 @@ def predict(servable: Servable, request: Any) -> Job:
     name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     if name not in servable.signatures:
         raise Refused("FAILED_PRECONDITION", f'Serving signature key "{name}" not found.')
-    inputs, outputs = servable.signatures[name].inputs, servable.signatures[name].outputs
-    sent, known = set(request.inputs), set(inputs)
-    if sent != known:
+    signature, given = servable.signatures[name], request.inputs
+    inputs, outputs = signature.inputs, signature.outputs
+    if (sent := set(given)) != (known := inputs.keys()):
         a, b, extra, missing = (f"{{{','.join(sorted(part))}}}" for part in (sent, known, sent - known, known - sent))
         raise invalid(
             f"input size does not match signature: {len(sent)}!={len(known)} len({a}) != len({b}). "
             f"Sent extra: {extra}. Missing but required: {missing}."
         )
     for i, (alias, info) in enumerate(inputs.items()):
-        expected, given = (tensors.type_name(dtype) for dtype in (info.dtype, request.inputs[alias].dtype))
-        if expected != given:
-            raise invalid(f"Expects arg[{i}] to be {expected} but {given} is provided")
-    wanted = list(request.output_filter)
+        if info.dtype != given[alias].dtype:
+            expected, found = tensors.type_name(info.dtype), tensors.type_name(given[alias].dtype)
+            raise invalid(f"Expects arg[{i}] to be {expected} but {found} is provided")
+    wanted = sorted(request.output_filter) or outputs
     for alias in wanted:
         if alias not in outputs:
-            there = ",".join(sorted(outputs))
+            there = ",".join(outputs)
             raise invalid(
                 f"output tensor alias not found in signature: {alias} Outputs expected to be in the set {{{there}}}."
             )
-        if wanted.count(alias) > 1:
-            raise invalid(f"duplicate output tensor alias: {alias}")
+    if len(set(wanted)) < len(wanted):
+        raise invalid(f"duplicate output tensor alias: {Counter(wanted).most_common(1)[0][0]}")
 
     def fill(response: Any, found: Outputs) -> None:
         fill_spec(response.model_spec, servable, name)
         for alias, values in found.items():
-            response.outputs[alias].CopyFrom(tensors.proto(values, outputs[alias].dtype))
+            tensors.write(response.outputs[alias], values, outputs[alias].dtype)
 
-    feeds = {info.name: tensors.array(request.inputs[alias], alias) for alias, info in inputs.items()}
-    return Job(feeds, {alias: outputs[alias].name for alias in sorted(wanted or outputs)}, fill)
+    feeds = {info.name: tensors.array(given[alias], alias) for alias, info in inputs.items()}
+    return Job(feeds, {alias: outputs[alias].name for alias in wanted}, fill)
 
 
 def multi_inference(servable: Servable, request: Any) -> Job:
@@ -104,12 +105,12 @@ def _examples(servable: Servable, spec: Any, given: Any, method: str) -> Job:
     if len(signature.inputs) != 1:
         raise invalid("Expected one input Tensor.")
     if "inputs" not in signature.inputs:
-        raise Refused("FAILED_PRECONDITION", f"No {word} inputs found in SignatureDef: {signature}")
+        raise Refused("FAILED_PRECONDITION", f"No {word} inputs found in SignatureDef: {signature.proto}")
     known = ("classes", "scores") if method == CLASSIFY else ("outputs",)
     fetches = {alias: signature.outputs[alias].name for alias in known if alias in signature.outputs}
     if not fetches or len(fetches) < len(signature.outputs):
         about = f"Expected {word} signature outputs to be {' and/or '.join(known)}"
-        raise Refused("FAILED_PRECONDITION", f"{about}. Signature was: {signature}")
+        raise Refused("FAILED_PRECONDITION", f"{about}. Signature was: {signature.proto}")
     kind = given.WhichOneof("kind")
     holder = getattr(given, kind) if kind else given.example_list
     context = holder.context.SerializeToString() if kind == "example_list_with_context" else b""

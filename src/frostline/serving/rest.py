@@ -93,7 +93,7 @@ async def _predict(served: Core, spec: Any, body: bytes) -> str:
         signature = servable.signatures[name]
         as_rows, arrays = await core.in_thread(served, rest_json.inputs, document, signature.inputs)
         feeds = {signature.inputs[alias].name: values for alias, values in arrays.items()}
-        fetches = {alias: signature.outputs[alias].name for alias in sorted(signature.outputs)}
+        fetches = {alias: info.name for alias, info in signature.outputs.items()}
         outputs = await core.run(served, servable, Job(feeds, fetches, lambda response, found: None))
         return await core.in_thread(served, rest_answers.predictions, outputs, as_rows)
 

@@ -16,14 +16,23 @@ KEPT_CALLS = 64  # prepared ways to run a servable; a client may ask for any sub
 
 
 @dataclass(frozen=True)
+class Signature:
+    """A SignatureDef, and its TensorInfo protos by alias; `outputs` in alphabetical order."""
+
+    proto: Any
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Servable:
-    """A loaded version; `signatures` are SignatureDef protos by name."""
+    """A loaded version."""
 
     name: str
     version: int
     path: Path
     session: Any
-    signatures: Mapping[str, Any]
+    signatures: Mapping[str, Signature]
     calls: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -42,7 +51,11 @@ def load(name: str, version: int, path: Path, flags: Flags) -> Servable:
     except BaseException:
         session.close()
         raise
-    return Servable(name, version, path, session, dict(meta.signature_def))
+    signatures = {
+        key: Signature(proto, dict(proto.inputs), dict(sorted(proto.outputs.items())))
+        for key, proto in meta.signature_def.items()
+    }
+    return Servable(name, version, path, session, signatures)
 
 
 def run(servable: Servable, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from PIL import Image
-from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.framework.types_pb2 import DataType
 
 from frostline.serving.status import Refused, invalid
@@ -36,23 +35,29 @@ FIELDS = {
     "string_val": ("DT_STRING",),
     "half_val": ("DT_HALF", "DT_BFLOAT16"),
 }
+FIELD_OF = {DataType.Value(name): field for field, names in FIELDS.items() for name in names}
 
 
 def type_name(dtype: int) -> str:
     """TensorFlow's word for a type of its enumeration, as in its errors."""
-    return DataType.Name(dtype).removeprefix("DT_").lower() if dtype in DataType.values() else f"type {dtype}"
+    found = DataType.DESCRIPTOR.values_by_number.get(dtype)
+    return found.name.removeprefix("DT_").lower() if found else f"type {dtype}"
 
 
 def array(proto: Any, alias: str) -> np.ndarray:
     """The values of a TensorProto; raises Refused where it is malformed, or too large for this server."""
     sizes = [dim.size for dim in proto.tensor_shape.dim]
+    number = math.prod(sizes)
     if any(size < 0 for size in sizes):
         raise invalid(f"tensor parsing error: {alias}")
-    if proto.dtype == DataType.DT_STRING and math.prod(sizes) > MAX_STRINGS:
+    if proto.dtype == DataType.DT_STRING and number > MAX_STRINGS:
         raise Refused("RESOURCE_EXHAUSTED", f"{alias}: a tensor {sizes} has more than {MAX_STRINGS} strings")
     try:
-        if math.prod(sizes) * (tf.dtypes.as_dtype(proto.dtype).size or 1) > MAX_TENSOR_BYTES:
+        dtype = tf.dtypes.as_dtype(proto.dtype)
+        if number * (dtype.size or 1) > MAX_TENSOR_BYTES:
             raise Refused("RESOURCE_EXHAUSTED", f"{alias}: a tensor {sizes} has more than {MAX_TENSOR_BYTES} bytes")
+        if proto.tensor_content and dtype != tf.string:
+            return np.frombuffer(proto.tensor_content, dtype.as_numpy_dtype).reshape(sizes)  # make_ndarray copies it
         found = tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:
         raise invalid(f"tensor parsing error: {alias}") from error
@@ -61,15 +66,16 @@ def array(proto: Any, alias: str) -> np.ndarray:
     return found
 
 
-def proto(values: np.ndarray, dtype: int) -> Any:
-    """A TensorProto of type `dtype` with one typed value per element, as simple clients expect."""
-    name = DataType.Name(dtype)
-    field = next((field for field, names in FIELDS.items() if name in names), None)
+def write(proto: Any, values: np.ndarray, dtype: int) -> None:
+    """Fill a TensorProto with one typed value per element, as simple clients expect; raises Refused."""
+    field = FIELD_OF.get(dtype)
     if field is None:
-        raise Refused("UNIMPLEMENTED", f"outputs of type {name} are not answered")
+        raise Refused("UNIMPLEMENTED", f"outputs of type {DataType.Name(dtype)} are not answered")
+    proto.dtype = dtype
+    for size in values.shape:
+        proto.tensor_shape.dim.add(size=size)
     flat = values.ravel().view(np.uint16) if field == "half_val" else values.ravel()
-    shape = {"dim": [{"size": size} for size in values.shape]}
-    return TensorProto(dtype=dtype, tensor_shape=shape, **{field: flat.tolist()})
+    getattr(proto, field).extend(flat.tolist())
 
 
 def check_images(values: list[bytes]) -> None:
