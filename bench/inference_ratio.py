@@ -2,12 +2,12 @@
 
     python bench/inference_ratio.py [--turns 3] [--data-dir DIR]
 
-First the harness itself: a query through a runtime that does nothing, LoadGen against a bare loop around the same
-calls, and one image again and again against different ones. Then EfficientNet-Lite0, VGG16 and ResNet50, each artifact
-in a process of its own as `frostline infer` runs it. Lite0 has ImageNet weights where the extra efficientnet-lite0 is
-installed, the others random ones, and no head is trained; the images are random, or photographs of cats and dogs below
-DIR. So top-1 agreement says how often int8 names the class that float32 does where classes mean nothing and lie close
-together; accuracy is left to the studies. Run it on a quiet machine.
+First EfficientNet-Lite0, VGG16 and ResNet50, each artifact in a process of its own as `frostline infer` runs it; then
+the harness itself: a query through a runtime that does nothing, and LoadGen against a bare loop around the same calls.
+Lite0 has ImageNet weights where the extra efficientnet-lite0 is installed, the others random ones, and no head is
+trained; the images are random, or photographs of cats and dogs below DIR. So top-1 agreement says how often int8 names
+the class that float32 does where classes mean nothing and lie close together; accuracy is left to the studies. Run it
+on a quiet machine.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 from frostline import datasets, device, exporting, harness, models, records, runtimes
 from frostline.errors import UserError
 from frostline.exporting import variants
+from frostline.harness import inferring
 from frostline.heads import probabilities
 from frostline.inference import loadgen
 from frostline.matrix import Way
@@ -91,7 +92,7 @@ def measure(name, way, place):
     places = harness.Places(place / "results", place / "exports")
     manifest = exporting.current(places.exports, name, runtimes.RUNTIMES[way.runtime].kind)
     before = len(records.read(places.results))
-    harness.measure(way, [manifest], CELLS, places, {name: str(place / f"{name}.npz")})
+    inferring.measure(way, [manifest], CELLS, places, {name: str(place / f"{name}.npz")})
     return records.read(places.results)[before:]
 
 
@@ -108,19 +109,18 @@ def rate_of_a_loop(predict, images, size, seconds):
     return count / (time.perf_counter() - started)
 
 
-def rate_of_loadgen(predict, images, scenario, size, seconds, place, call_seconds, same=None):
-    """The same calls by LoadGen: images a second, and the median seconds of a call."""
-    load = loadgen.Load(scenario, size, seconds, 1, call_seconds, same=same)
+def rate_of_loadgen(predict, images, scenario, size, seconds, place, call_seconds):
+    """Images a second of the same calls by LoadGen."""
 
     def answer(rows):
         return predict(images[rows] if size > 1 else images[rows[0] : rows[0] + 1])
 
-    found = loadgen.run(load, len(images), answer, lambda rows, answer: None, place / "loadgen")
-    return found.images_per_second, statistics.median(found.seconds)
+    load = loadgen.Load(scenario, size, seconds, 1, call_seconds)
+    return loadgen.run(load, len(images), answer, lambda rows, answer: None, place / "loadgen").images_per_second
 
 
 def overhead(place, turns):
-    """LoadGen against a bare loop, and one image against different ones, in turns in this process."""
+    """LoadGen against a bare loop, in turns in this process: the median of their ratios, and how far it may be off."""
     images = np.load(place / f"{LITE0}.npz")["images"]
     lines = []
     for runtime in ("onnxruntime", "saved_model", "tf_function", "keras_predict"):
@@ -128,20 +128,14 @@ def overhead(place, turns):
         manifest = exporting.current(place / "exports", LITE0, kind)
         predict = runtimes.ready(runtime, "cpu").open(place / "exports" / kind / LITE0 / "1", manifest, How())
         for scenario, size in CELLS:
-            seconds = 1 / rate_of_a_loop(predict, images, size, 1.0) * size  # a warm-up, too
-            bare, driven, same, different = [], [], [], []
-            for _ in range(turns):
-                bare.append(rate_of_a_loop(predict, images, size, 1.0))
-                rate, median = rate_of_loadgen(predict, images, scenario, size, 1.0, place, seconds)
-                driven.append(rate)
-                different.append(median)
-                if size == 1:
-                    same.append(rate_of_loadgen(predict, images, scenario, 1, 1.0, place, seconds, same=0)[1])
-            ratio = statistics.median(driven) / statistics.median(bare)
-            lines.append([f"{runtime}, {scenario} @{size}: LoadGen ÷ a bare loop", f"{ratio:.3f}", "0.98"])
-            if same:
-                ratio = statistics.median(same) / statistics.median(different)
-                lines.append([f"{runtime}: p50 of one image again and again ÷ different ones", f"{ratio:.3f}", "0.90"])
+            call = size / rate_of_a_loop(predict, images, size, 1.0)  # a warm-up, too
+            found = []
+            for _ in range(5 * turns):
+                bare = rate_of_a_loop(predict, images, size, 0.5)
+                found.append(rate_of_loadgen(predict, images, scenario, size, 0.5, place, call) / bare)
+            error = 1.25 * statistics.stdev(found) / len(found) ** 0.5  # of a median
+            told = f"{statistics.median(found):.3f} ± {error:.3f}"
+            lines.append([f"{runtime}, {scenario} @{size}: LoadGen ÷ a bare loop", told, "0.98"])
     return lines
 
 
@@ -197,12 +191,11 @@ def main():
         place = Path(folder)
         published = {name: publish(name, size, place, args.data_dir) for name, size in NETWORKS.items()}
         found = figures(place, args.turns)
+        print(table(ratios(found, published), ["artifacts", "ratio", "at least"]) + "\n", flush=True)
+        print("\n".join(" ".join([*key[:3], f"@{key[3]} {rate:.1f} images/s"]) for key, rate in found.items()) + "\n")
         (null, *_) = measure(LITE0, Way("null", How(), "quick", (), None), place)
-        null_costs = [["null: µs a query", f"{1e6 / null['images_per_second']:.1f}", "20 at most"]]
-        print(table(null_costs + overhead(place, max(3, args.turns)), ["what measuring costs", "measured", "at least"]))
-        print("\n" + table(ratios(found, published), ["artifacts", "ratio", "at least"]))
-        rates = [[*key[:3], f"@{key[3]}", f"{rate:.1f} images/s"] for key, rate in found.items()]
-        print("\n".join(" ".join(line) for line in rates))
+        lines = [["null: µs a query", f"{1e6 / null['images_per_second']:.1f}", "20 at most"]]
+        print(table(lines + overhead(place, max(3, args.turns)), ["what measuring costs", "measured", "at least"]))
 
 
 if __name__ == "__main__":
