@@ -1,5 +1,4 @@
-from frostline import batching
-from frostline.serving import protos
+from frostline import batching, protos
 
 
 def test_the_text_is_what_tensorflow_serving_reads():

@@ -9,10 +9,9 @@ import pytest
 import serving_fake
 from PIL import Image
 
-from frostline import batching, cli, client, deploy
+from frostline import batching, cli, client, deploy, protos
 from frostline.deploy import Served, Server, bundling, config, rollout
 from frostline.errors import UserError
-from frostline.serving import protos
 
 SIGNATURES = {
     "serving_default": {
@@ -86,6 +85,15 @@ def test_every_file_is_read_by_what_it_is_for(exports):
     (row,) = request["instances"]
     assert Image.open(io.BytesIO(base64.b64decode(row["b64"]))).size == (320, 240)
     assert stat.S_IMODE((folder / "curl.sh").stat().st_mode) == 0o755
+
+
+def test_a_bucket_is_no_folder_to_mount(exports):
+    yaml = pytest.importorskip("yaml")
+    folder, _ = deploy.bundle(exports, models_at="gs://bucket/models/")
+    entries = config.read(folder / "models.config").model_config_list.config
+    assert [one.base_path for one in entries] == ["gs://bucket/models/pets.all", "gs://bucket/models/tiny"]
+    services = yaml.safe_load((folder / "docker-compose.yml").read_text())["services"]
+    assert [one["volumes"] for one in services.values()] == [[".:/serving:ro"]] * 2
 
 
 def mentioned(folder, command):

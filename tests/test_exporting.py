@@ -2,6 +2,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -11,14 +13,13 @@ import pytest
 import tensorflow as tf
 from onnx import TensorProto, helper
 
-from frostline import batching, datasets, exporting
+from frostline import batching, datasets, exporting, protos
 from frostline.datasets import Dataset, Split
-from frostline.exporting import ParityError, parity, saved_model, variants, versions, warmup
+from frostline.exporting import ParityError, checking, parity, saved_model, variants, versions, warmup
 from frostline.exporting import onnx as to_onnx
 from frostline.heads import probabilities
 from frostline.runtimes import keras_predict
 from frostline.runtimes import onnxruntime as on_runtime
-from frostline.serving import protos
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 CLASSES = ("a", "b", "c")
@@ -428,7 +429,7 @@ def test_the_next_version_is_above_the_highest_of_any_kind(tmp_path):
 def test_a_version_that_is_not_in_every_kind_is_not_current(tmp_path):
     put(tmp_path, "m", 2)
     put(tmp_path, "m", 10)
-    put(tmp_path, "m", 11, ["keras", "saved_model"])
+    put(tmp_path, "m", 11, ["keras", "onnx"])
     put(tmp_path, "half", 1, ["keras"])
     put(tmp_path, "another", 1)
     assert exporting.current(tmp_path, "m") == {"name": "m", "version": 10, "kind": "onnx"}
@@ -450,6 +451,54 @@ def test_the_next_export_sweeps_what_a_killed_one_left(tmp_path):
         assert all(folder.name.startswith(".tmp-2-") for folder in folders.values())
 
 
+# A process that shows a version and dies at the rename it is told, as if it were killed; 2 has its folders renamed.
+DYING = """
+import os, sys
+from pathlib import Path
+from frostline.exporting import versions
+exports, last = Path(sys.argv[1]), int(sys.argv[2])
+done, rename = [], os.rename
+def count(*paths):
+    if len(done) == last:
+        os._exit(9)
+    done.append(paths)
+    rename(*paths)
+os.rename = count
+with versions.staging(exports, "m", 2) as folders:
+    for kind, folder in folders.items():
+        versions.describe(folder, {"name": "m", "version": 2, "kind": kind})
+    versions.show(folders, 2)
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("renames", range(len(versions.KINDS) + 1))
+def test_an_export_that_is_killed_leaves_a_whole_version_or_none(tmp_path, renames):
+    put(tmp_path, "m", 1)
+    done = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), str(renames)], capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    shown = sorted(path.parent.parent.name for path in tmp_path.glob("*/m/2"))
+    assert shown == sorted(versions.KINDS[:renames])
+    whole = renames == len(versions.KINDS)
+    assert exporting.current(tmp_path, "m")["version"] == (2 if whole else 1)
+    assert (tmp_path / "saved_model" / "m" / "2").exists() == whole  # a server sees a whole version or none
+    numbers = ["1", "2"] if whole else ["1"]
+    assert checking._places(tmp_path) == [("m", number) for number in numbers]
+    with versions.staging(tmp_path, "m", versions.next_version(tmp_path, "m")) as folders:
+        left = {path for path in tmp_path.glob("*/m/*") if path not in folders.values()}
+    assert left == {tmp_path / kind / "m" / number for kind in versions.KINDS for number in numbers}
+
+
+def test_what_a_person_took_away_is_no_unfinished_export(tmp_path):
+    put(tmp_path, "m", 1, ["keras", "onnx"])
+    with versions.staging(tmp_path, "m", 2) as folders:
+        for folder in folders.values():
+            (folder / "manifest.json").touch()
+        versions.show(folders, 2)
+    assert (tmp_path / "keras" / "m" / "1").exists()
+    assert checking._places(tmp_path) == [("m", "1"), ("m", "2")]
+
+
 def test_a_failing_export_leaves_nothing(tmp_path):
     def fail(folder):
         (folder / "model.onnx").write_text("half")
@@ -460,11 +509,25 @@ def test_a_failing_export_leaves_nothing(tmp_path):
     assert not list(tmp_path.glob("*/m/*"))
 
 
+def test_an_export_that_fails_between_its_renames_shows_nothing(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def refuse(old, new):
+        if new.parent.parent.name == "saved_model":
+            raise OSError("the disk is full")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="disk is full"), versions.staging(tmp_path, "m", 1) as folders:
+        versions.show(folders, 1)
+    assert not list(tmp_path.glob("*/m/*"))
+
+
 def test_a_version_is_never_overwritten(tmp_path):
     put(tmp_path, "m", 1)
     before = (tmp_path / "onnx" / "m" / "1" / "manifest.json").read_text()
     with pytest.raises(OSError, match="not empty"), versions.staging(tmp_path, "m", 1) as folders:
-        versions.reveal(folders["onnx"], 1)
+        versions.show(folders, 1)
     assert (tmp_path / "onnx" / "m" / "1" / "manifest.json").read_text() == before
 
 

@@ -11,7 +11,7 @@ import frostline
 
 FLOORS = {
     0: {"errors", "timing", "machine", "progress", "children", "batching"},
-    1: {"studies", "pytorch", "graphs", "im2col", "tfds", "device", "client"},
+    1: {"studies", "pytorch", "graphs", "im2col", "tfds", "device", "client", "protos"},
     2: {"records", "whole", "plan", "layers", "lite0", "own", "serving"},
     3: {"tables", "plots", "choice", "datasets", "backbones", "heads", "freezing", "features", "augment"},
     4: {"predict", "recommend", "models", "frontier", "cached", "runtimes", "search"},

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from frostline import device, jobs, plan, studies
+from frostline import device, plan, studies
+from frostline.jobs import before
 from frostline.plan import Options
 
 SHAPES = {"output ": {"images": {"train": 1000}}}
@@ -36,13 +37,13 @@ def off(step_seconds, engine="cached"):
     ids=["little to save", "many runs", "long steps", "plain engine", "nothing measured"],
 )
 def test_xla_is_tried_where_it_can_save_more_than_trying_takes(run, costs, count, told):
-    assert jobs._not_worth_xla(costs, run, {"shapes": SHAPES}, count) == told
+    assert before._not_worth_xla(costs, run, {"shapes": SHAPES}, count) == told
 
 
 def test_xla_is_always_tried_where_it_is_asked_for_and_on_a_gpu(run, monkeypatch):
-    assert jobs._not_worth_xla(off(0.002), run, {"shapes": SHAPES}, None) == ""
+    assert before._not_worth_xla(off(0.002), run, {"shapes": SHAPES}, None) == ""
     monkeypatch.setattr(device, "kind", lambda: "gpu")
-    assert jobs._not_worth_xla(off(0.002), run, {"shapes": SHAPES}, 3) == ""
+    assert before._not_worth_xla(off(0.002), run, {"shapes": SHAPES}, 3) == ""
 
 
 def cost(seconds, pass_seconds=None, boundary=()):
@@ -56,37 +57,37 @@ def test_a_precision_is_tried_no_further_when_its_pass_alone_is_dearer_than_anot
         ("float32", "off", 1): cost(10.0, 8.0, ["pool"]),
         ("mixed_float16", "off", 0): cost(40.0, 20.0, ["pool"]),
     }
-    assert jobs._hopeless(found, "mixed_float16", [run, run]) == ""  # its own total is not known yet
+    assert before._hopeless(found, "mixed_float16", [run, run]) == ""  # its own total is not known yet
     found["mixed_float16", "off", 1] = cost(41.0, 20.0, ["pool"])
-    assert jobs._hopeless(found, "mixed_float16", [run, run]).startswith("its pass alone takes longer")
-    assert jobs._hopeless(found, "float32", [run, run]) == ""
+    assert before._hopeless(found, "mixed_float16", [run, run]).startswith("its pass alone takes longer")
+    assert before._hopeless(found, "float32", [run, run]) == ""
     asked = dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, precision=("mixed_float16",)))
-    assert jobs._hopeless(found, "mixed_float16", [run, asked]) == ""
+    assert before._hopeless(found, "mixed_float16", [run, asked]) == ""
 
 
 def test_the_effort_is_that_of_all_runs_and_of_all_cells(run, monkeypatch):
     """Two runs of 100 epochs of 10 images, and 10 more: 0.02 s forward; a cell costs three times the look of 1 s."""
     clock = iter([0.0, 1.0])
-    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(jobs.prefix, "forward_seconds", lambda model, count: 0.02)
+    monkeypatch.setattr(before.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(before.prefix, "forward_seconds", lambda model, count: 0.02)
     images = {"train": 10, "validation": 0, "test": 5}
     look = (7, run, run.freeze.stages[0], images)
-    found = jobs._effort([look], [{"size": 32, "classes": 2}], {"cells": 4, "counts": [2]})
+    found = before._effort([look], [{"size": 32, "classes": 2}], {"cells": 4, "counts": [2]})
     assert found == {"training_seconds": pytest.approx(2 * (1000 + 5) * 0.06), "timing_seconds": 12.0}
 
 
 def test_what_xla_slows_in_one_precision_is_not_tried_with_it_in_another(run, monkeypatch):
     found = {("float32", "off", 0): cost(1.0) + cost(1.0), ("float32", "on", 0): cost(2.0) + cost(3.0)}
-    slower = jobs._slowed_by_xla(found, 0)
+    slower = before._slowed_by_xla(found, 0)
     assert slower == "XLA makes it 2.5 times slower in float32"
-    assert jobs._slowed_by_xla(found, 1) == ""
-    assert jobs._slowed_by_xla({**found, ("float32", "off", 0): cost(3.0)}, 0) == ""
-    assert jobs._slowed_by_xla({("float32", "on", 0): cost(3.0)}, 0) == ""
+    assert before._slowed_by_xla(found, 1) == ""
+    assert before._slowed_by_xla({**found, ("float32", "off", 0): cost(3.0)}, 0) == ""
+    assert before._slowed_by_xla({("float32", "on", 0): cost(3.0)}, 0) == ""
     for costs in (off(0.020), off(0.020, "plain"), []):
-        assert jobs._not_worth_xla(costs, run, {"shapes": SHAPES}, 3, slower) == slower
-    assert jobs._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, None, slower) == ""
+        assert before._not_worth_xla(costs, run, {"shapes": SHAPES}, 3, slower) == slower
+    assert before._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, None, slower) == ""
     monkeypatch.setattr(device, "kind", lambda: "gpu")
-    assert jobs._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, 3, slower) == ""
+    assert before._not_worth_xla(off(0.020), run, {"shapes": SHAPES}, 3, slower) == ""
 
 
 def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkeypatch):
@@ -98,12 +99,12 @@ def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkey
         tried.append(xla)
         return cost(9.0 if xla == "on" else 1.0)
 
-    monkeypatch.setattr(jobs, "_time", time_one)
-    monkeypatch.setattr(jobs, "_not_worth_xla", lambda off, run, job, count, slower: slower)
+    monkeypatch.setattr(before, "_time", time_one)
+    monkeypatch.setattr(before, "_not_worth_xla", lambda off, run, job, count, slower: slower)
     todo = [(precision, xla, 0) for xla in ("off", "on") for precision in ("float32", "mixed_bfloat16")]
     job = {"runs": [plan.plain(chosen)], "todo": todo, "measured": [], "shapes": SHAPES, "counts": [1]}
     try:
-        jobs.steps(job, lambda event, **facts: told.append(facts))
+        before.steps(job, lambda event, **facts: told.append(facts))
     finally:
         device.configure("float32")
     assert tried == ["off", "off", "on"]

@@ -10,8 +10,9 @@ import pytest
 from keras import layers
 from test_frontier import head, head_only, mask, nested, pixels, residual, stem
 
-from frostline import augment, device, features, frontier, im2col, jobs, models, plan, prefix, studies
+from frostline import augment, device, features, frontier, im2col, models, plan, prefix, studies
 from frostline.errors import UserError
+from frostline.jobs import store
 from frostline.studies import Augment, Head, Stage
 
 DATA = {"data": {"dataset": "pixels"}, "fingerprint": "f", "limit": None}
@@ -372,7 +373,7 @@ def test_a_network_with_models_in_it_is_verified(build, trained):
 @pytest.fixture
 def shelf():
     with contextlib.ExitStack() as opened:
-        yield jobs.Shelf(opened, 2**20)
+        yield store.Shelf(opened, 2**20)
 
 
 def test_damaged_features_are_computed_again(shelf):
@@ -409,10 +410,10 @@ def taken(shelf, tiny_study):
         run = next(run for run in planned if run.seed == seed)
         stage = Stage(augment=Augment("horizontal", rotation=turn), augment_views=count)
         views = augment.build(stage, SPLITS["train"], seed=seed, number=1, split_seed=0)
-        used = jobs.Used()
-        need = jobs._need(net, cut, run)
-        jobs._open(need.key, lambda: jobs._compute([need], SPLITS, run, lambda *told, **more: None), shelf, used)
-        of_views = jobs._of_views(net, cut, run, views, shelf, used, lambda *told, **more: None)
+        used = store.Used()
+        need = store._need(net, cut, run)
+        store._open(need.key, lambda: store._compute([need], SPLITS, run, lambda *told, **more: None), shelf, used)
+        of_views = store.of_views(net, cut, run, views, shelf, used, lambda *told, **more: None)
         return views, of_views, used
 
     return cut, take
@@ -462,7 +463,7 @@ def test_a_process_of_its_own_makes_the_views_too(tmp_path, tiny_study):
     setting = {"estimate": None, "engines": [{"name": "cached", "most_bytes": None}]}
     job = {"runs": [plan.plain(run) for run in planned], "settings": [setting] * len(planned)}
     job |= {"results": str(tmp_path), "data_dir": None}
-    keys = jobs._compute_all(job, lambda event, **facts: None)
+    keys = store.compute_all(job, lambda event, **facts: None)
     made = {entry.about["images"]: entry.about["layout"]["rows"] for entry in features.entries()}
     assert made == {20: {"train": 20, "validation": 20, "test": 20}, 60: {"train": 60}}
     assert keys == {entry.key for entry in features.entries()}

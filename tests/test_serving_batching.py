@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
+from frostline import protos
 from frostline.errors import UserError
-from frostline.serving import batching, protos
+from frostline.serving import batching
 from frostline.serving.batching import Parameters, Scheduler
 from frostline.serving.status import Refused
 

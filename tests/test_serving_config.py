@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 
+from frostline import protos
 from frostline.errors import UserError
-from frostline.serving import config, flags, protos
+from frostline.serving import config, flags
 from frostline.serving.status import Refused
 
 MODELS = """

@@ -21,6 +21,7 @@ from frostline import serving
 from frostline.serving import backends
 from frostline.serving.flags import Flags
 from frostline.serving.status import Refused
+from frostline.serving.versions import Unavailable
 
 RETRY = ["--max_num_load_retries=100", "--load_retry_interval_micros=200000"]
 
@@ -147,17 +148,50 @@ def test_what_changed_while_the_first_models_were_loaded_is_followed(tmp_path):
     assert asyncio.run(follow())["half_plus_two"].base_path == Path("/elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Unavailable("UNKNOWN", "model(s) did not become available: m"), "is in force, but model(s) did not become"),
+        (Refused("INVALID_ARGUMENT", "a label too early"), "is not in force: INVALID_ARGUMENT: a label too early"),
+    ],
+)
+def test_a_configuration_is_said_to_be_in_force_where_it_is(tmp_path, capsys, error, told):
+    from frostline.serving import server
+
+    path = tmp_path / "own.config"
+    path.write_text(config_text("/elsewhere", ""))
+
+    async def follow():
+        asked = asyncio.Event()
+
+        async def apply(models):
+            asked.set()
+            raise error
+
+        served = types.SimpleNamespace(
+            flags=Flags(model_config_file=str(path)), models=types.SimpleNamespace(apply=apply)
+        )
+        polling = asyncio.create_task(server._poll_config(served, b"what the server started with"))
+        await asyncio.wait_for(asked.wait(), 30)
+        for _ in range(20):  # until it has said so
+            await asyncio.sleep(0)
+        polling.cancel()
+
+    asyncio.run(follow())
+    assert f"{path} {told}" in capsys.readouterr().err
+
+
 def test_a_version_that_cannot_warm_up_gives_its_memory_back(monkeypatch):
     from frostline.serving import core
 
     closed = []
-    monkeypatch.setattr(core.servables, "load", lambda name, version, path, flags: f"{name} {version}")
+    monkeypatch.setattr(core.servables, "load", lambda name, version, *_: f"{name} {version}")
     monkeypatch.setattr(core.servables, "close", closed.append)
     monkeypatch.setattr(core.jobs, "warm_up", lambda servable: {}["no such signature"])
     made = core.make(Flags())
     with pytest.raises(KeyError, match="no such signature"):
         made.models._load("m", 3, Path("m/3"))
-    assert closed == ["m 3"] and not made.limits
+    assert closed == ["m 3"]
 
 
 def test_a_large_request_is_looked_at_beside_the_others(monkeypatch):

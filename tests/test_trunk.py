@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from frostline import cached, device, features, freezing, frontier, jobs, models, plan, records, studies, trunk
+from frostline import cached, device, features, freezing, frontier, models, plan, records, studies, trunk
+from frostline.jobs import common, group, sharing, store
 from frostline.layers import Dropout
 from frostline.plan import Options
 from frostline.studies import Backbone, Stage
@@ -62,7 +63,7 @@ def train(folder, chosen, emit=lambda event, **facts: None, *, precision="float3
     job |= {"since": 0.0, "computed": []}
     before = len(records.read(folder)) if folder.exists() else 0
     folder.mkdir(exist_ok=True)
-    jobs.run_here({**job, "process_start_seconds": 0.0}, emit)
+    group.run_here({**job, "process_start_seconds": 0.0}, emit)
     return {(r["freeze"], r["seed"]): r for r in records.read(folder)[before:]}
 
 
@@ -152,7 +153,7 @@ def test_an_altered_answer_of_a_trunk_is_found_and_used_by_nobody_else(tmp_path,
 
 
 def test_a_frozen_weight_of_a_trunk_that_moves_is_found(tmp_path, monkeypatch):
-    built, original = [], jobs.build
+    built, original = [], common.build
 
     def build(run, dataset):
         built.append(original(run, dataset))
@@ -162,7 +163,7 @@ def test_a_frozen_weight_of_a_trunk_that_moves_is_found(tmp_path, monkeypatch):
         if event == "epoch" and len(built) == 2:
             built[-1].model.get_layer("dense_1").bias.assign_add([1e-6] * 128)
 
-    monkeypatch.setattr(jobs, "build", build)
+    monkeypatch.setattr(common, "build", build)
     told = train(tmp_path, runs(ROWS, epochs=1), emit=meddle)
     assert told["output", 0]["outcome"] == "ok"
     assert told["dense_output", 0]["reason"] == "FrozenMoved: frozen weights moved while training: dense_1"
@@ -174,7 +175,7 @@ def test_a_frozen_weight_of_a_trunk_that_moves_is_found(tmp_path, monkeypatch):
 def companies(text):
     """For each run of a study how many may share its trunk."""
     chosen = [(run, setting(run)) for run in runs(text)]
-    found = jobs._companies(chosen)
+    found = sharing.companies(chosen)
     return [len(found[run.id]) for run, _ in chosen]
 
 
@@ -202,12 +203,12 @@ def test_what_the_plain_engine_trains_and_what_was_not_estimated_is_alone():
     chosen = [(run, setting(run)) for run in runs(ROWS)]
     plain = [(run, {**told, "engines": [{"name": "plain", "most_bytes": None}]}) for run, told in chosen]
     unknown = [(run, {**told, "estimate": None}) for run, told in chosen]
-    for group in (plain, unknown):
-        assert [len(found) for found in jobs._companies(group).values()] == [1, 1]
+    for several in (plain, unknown):
+        assert [len(found) for found in sharing.companies(several).values()] == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("train", "boundary", "sharing"),
+    ("train", "boundary", "names"),
     [
         (["output", "dense_output"], "dropout_1", ["output", "dense_output"]),
         (["output", "again"], "dropout_2", ["output", "again"]),
@@ -216,17 +217,17 @@ def test_what_the_plain_engine_trains_and_what_was_not_estimated_is_alone():
         (["output"], None, []),
     ],
 )
-def test_the_trunk_of_a_company_is_what_none_of_it_trains(train, boundary, sharing):
+def test_the_trunk_of_a_company_is_what_none_of_it_trains(train, boundary, names):
     company = [run for run in runs(ROWS + AGAIN + NO_TRUNK) if run.freeze.name in train]
     network, above = suffix("head/output")
-    found, cut = jobs._trunk_of(network, above, company)
-    assert [run.freeze.name for run in found] == sharing
+    found, cut = sharing._trunk_of(network, above, company)
+    assert [run.freeze.name for run in found] == names
     assert (cut and cut.boundary) == (boundary and (boundary,))
 
 
 def test_a_trunk_needs_memory_beside_the_features():
     with contextlib.ExitStack() as opened:
-        shelf = jobs.Shelf(opened, 1000)
+        shelf = store.Shelf(opened, 1000)
         shelf.books = {key: book(300) for key in ("in hand", "other")}
         kept = trunk.Kept(np.zeros(100, np.uint8), [])
         chosen = runs(ROWS)

@@ -63,7 +63,7 @@ def published(exports: Path) -> dict[str, list[int]]:
 
 def _models(path: Path, there: dict[str, list[int]], models_at: str | None) -> tuple[Any, list[str]]:
     """The ModelServerConfig of what is published, and what changed in it besides new models."""
-    from frostline.serving import protos
+    from frostline import protos
 
     if models_at is not None and not models_at.startswith("/") and "://" not in models_at:
         raise UserError(f"--models-at {models_at}: the server needs an absolute path")

@@ -33,7 +33,7 @@ class Served:
 
 def read(path: Path) -> Any:
     """The file as a ModelServerConfig; raises UserError where it is missing or wrong."""
-    from frostline.serving import protos
+    from frostline import protos
 
     if not path.is_file():
         raise UserError(f"there is no {path}; type: frostline bundle {path.parent.parent}")

@@ -34,7 +34,7 @@ x-server: &server
 {batching}
   ports: ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"]  # it asks nobody who they are: keep it off the network
   volumes:
-    - ../saved_model:{root}:ro
+{models}
     - .:/serving:ro  # the folder, not its files: a file that is replaced would not be seen
   healthcheck:
     test: [CMD, bash, /serving/health.sh]  # the image has no curl
@@ -102,9 +102,10 @@ def batching(parameters: str, reason: str, threads: int) -> str:
 
 
 def compose(root: str, batch: bool) -> str:
-    """A docker-compose.yml in which the server sees the SavedModels below `root`."""
+    """A docker-compose.yml in which the server sees the SavedModels below `root`, a folder or the URI of a bucket."""
     lines = BATCHING if batch else NO_BATCHING
-    return COMPOSE.format(poll=POLL_SECONDS, batching=lines, root=root, image=IMAGE, gpu_image=GPU_IMAGE)
+    models = f"    # the models are read from {root}" if "://" in root else f"    - ../saved_model:{root}:ro"
+    return COMPOSE.format(poll=POLL_SECONDS, batching=lines, models=models, image=IMAGE, gpu_image=GPU_IMAGE)
 
 
 def request(image: bytes) -> str:

@@ -92,7 +92,7 @@ def publish(
             "onnx": {"signatures": onnx.signatures(folders["onnx"] / "model.onnx"), "variants": made},
         }
         sizes = {k: versions.describe(folder, {**about, **own[k], "kind": k}) for k, folder in folders.items()}
-        paths = {kind: versions.reveal(folder, version) for kind, folder in folders.items()}
+        paths = versions.show(folders, version)
     return Published(version, paths, sizes, agreement, made, accuracy, graph)
 
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frostline import batching, children, device
+from frostline import batching, children, device, protos
 from frostline.errors import nothing_published
 from frostline.exporting import SCHEMA, versions, warmup
 from frostline.exporting.versions import KINDS, MANIFEST
-from frostline.serving import protos
 
 SAME = ("name", "version", "run", "run_time", "class_names", "graph")  # in the manifests of a version's three kinds
 
@@ -30,8 +29,7 @@ def check(exports: Path) -> list[dict[str, Any]]:
 
     Raises UserError where there is no model.
     """
-    folders = [folder for kind in KINDS for folder in _folders(exports / kind)]
-    places = sorted({(folder.parent.name, folder.name) for folder in folders}, key=_key)
+    places = _places(exports)
     if not places:
         raise nothing_published(exports)
     found: list[dict[str, Any]] = []
@@ -56,15 +54,19 @@ def _collect(found: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
     return on_event
 
 
+def _places(exports: Path) -> list[tuple[str, str]]:
+    """Models and versions; without one that an export is at work on, or was killed over: the next export removes it."""
+    found = {(folder.parent.name, folder.name) for kind in KINDS for folder in _folders(exports / kind)}
+    shown = {(folder.parent.name, folder.name) for folder in _folders(exports / KINDS[-1])}
+    left = {place for place in found - shown if int(place[1]) in versions.unfinished(exports, place[0])}
+    return sorted(found - left, key=lambda place: (place[0], int(place[1])))
+
+
 def _folders(kind: Path) -> Iterator[Path]:
     """What TensorFlow Serving takes for versions: folders whose name is a whole number, in whatever form."""
     for folder in kind.glob("*/*"):
         if folder.is_dir() and re.fullmatch(r"[+-]?\d+", folder.name):
             yield folder
-
-
-def _key(place: tuple[str, str]) -> tuple[str, int]:
-    return place[0], int(place[1])
 
 
 # -- in the child ------------------------------------------------------------------------------------------

@@ -1,8 +1,13 @@
-"""Version folders: numbered, built out of sight, shown by one rename, never touched again."""
+"""Version folders: numbered, built out of sight, shown by one rename for each kind, never touched again.
+
+A version is published by the rename of its last kind, the SavedModel, which is what a server polls for. Until then its
+staging folder stays, and says that what there is of the version already is unfinished.
+"""
 
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,8 +17,7 @@ from typing import Any
 
 from frostline.errors import UserError
 
-# The order in which a version appears: it is complete once the last one is there.
-KINDS = ("keras", "saved_model", "onnx")
+KINDS = ("keras", "onnx", "saved_model")  # the order in which a version appears
 MANIFEST = "manifest.json"
 
 
@@ -22,7 +26,7 @@ def next_version(exports: Path, name: str) -> int:
     return 1 + max((number for kind in KINDS for number in _numbers(exports / kind / name)), default=0)
 
 
-def current(exports: Path, name: str, kind: str = KINDS[-1]) -> dict[str, Any] | None:
+def current(exports: Path, name: str, kind: str = "onnx") -> dict[str, Any] | None:
     """The manifest of one kind of a model's newest complete version, None where there is none."""
     folders = [exports / of / name for of in KINDS]
     complete = set.intersection(*map(_numbers, folders))
@@ -36,10 +40,16 @@ def current(exports: Path, name: str, kind: str = KINDS[-1]) -> dict[str, Any] |
         raise UserError(f"{path} is damaged: {error}; move the version's folder away and export again") from error
 
 
-def manifests(exports: Path, kind: str = KINDS[-1]) -> list[dict[str, Any]]:
+def manifests(exports: Path, kind: str = "onnx") -> list[dict[str, Any]]:
     """The newest manifest of every model, ordered by name."""
     names = sorted(folder.name for folder in (exports / KINDS[-1]).glob("*"))
     return [manifest for name in names if (manifest := current(exports, name, kind))]
+
+
+def unfinished(exports: Path, name: str) -> set[int]:
+    """Versions that an export is making, or was when it was killed."""
+    found = (re.fullmatch(r"\.tmp-(\d+)-.*", path.name) for path in (exports / KINDS[-1] / name).glob(".tmp-*"))
+    return {int(match[1]) for match in found if match}
 
 
 def _numbers(folder: Path) -> set[int]:
@@ -51,18 +61,30 @@ def _numbers(folder: Path) -> set[int]:
 
 @contextmanager
 def staging(exports: Path, name: str, version: int) -> Iterator[dict[str, Path]]:
-    """An empty folder per kind, on the file system of its future place; what is still there at the end is removed."""
+    """An empty folder per kind, on the file system of its future place; what is not shown at the end is removed.
+
+    So is what an export that was killed has left. Only one may be at work in a folder.
+    """
     mark = f".tmp-{version}-{secrets.token_hex(4)}"
     folders = {kind: exports / kind / name / mark for kind in KINDS}
+    _sweep(exports, name)
     for folder in folders.values():
-        for leftover in folder.parent.glob(".tmp-*"):  # of an export that was killed
-            shutil.rmtree(leftover)
         folder.mkdir(parents=True)
     try:
         yield folders
     finally:
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
+        _sweep(exports, name)
+
+
+def _sweep(exports: Path, name: str) -> None:
+    """Remove staging folders, but first what was shown of their versions: without the folder it would seem whole."""
+    for version in unfinished(exports, name):
+        for folder in (exports / kind / name for kind in KINDS[:-1]):
+            if not list(folder.glob(f".tmp-{version}-*")):
+                shutil.rmtree(folder / str(version), ignore_errors=True)
+    for kind in KINDS:
+        for leftover in (exports / kind / name).glob(".tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def describe(folder: Path, about: dict[str, Any]) -> int:
@@ -85,8 +107,13 @@ def sums(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in contents(folder).items()}
 
 
-def reveal(folder: Path, version: int) -> Path:
-    """Rename a finished folder to its number, once all of it is on the disk and readable by every user."""
+def show(folders: dict[str, Path], version: int) -> dict[str, Path]:
+    """Rename finished folders of `staging` to their number, the last kind last; returns where they are."""
+    return {kind: _reveal(folders[kind], version) for kind in KINDS}
+
+
+def _reveal(folder: Path, version: int) -> Path:
+    """Rename a folder once all of it is on the disk and readable by every user."""
     for path in [*folder.rglob("*"), folder]:
         path.chmod(0o755 if path.is_dir() else 0o644)
         _sync(path)

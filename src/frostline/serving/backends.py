@@ -72,7 +72,7 @@ def _image() -> str | None:
     return found[0] if done.returncode == 0 and found else None
 
 
-def published(exports: Path, names: Sequence[str] = ()) -> dict[str, Path]:
+def base_paths(exports: Path, names: Sequence[str] = ()) -> dict[str, Path]:
     """Absolute base paths of the SavedModels in an exports folder, all or those named; raises UserError."""
     folder = exports.absolute() / "saved_model"
     found = {
@@ -139,7 +139,7 @@ def running(
     words of a server that ends before.
     """
     backend = choose(backend)
-    found = published(exports, models)
+    found = base_paths(exports, models)
     kept, _, _ = split(flags)
     port, rest_port = _free_ports(2)
     with tempfile.TemporaryDirectory(prefix="frostline-serve-") as scratch:
@@ -206,7 +206,7 @@ def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -
     with tempfile.TemporaryDirectory(prefix="frostline-serve-") as scratch:
         folders: list[Path] = []
         if not own:
-            models = published(exports or Path("exports"))
+            models = base_paths(exports or Path("exports"))
             folders = [*models.values()]
             path = Path(scratch, "models.config")
             path.write_text(models_config(models))

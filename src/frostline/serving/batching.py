@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frostline import protos
 from frostline.errors import UserError
 from frostline.serving.status import Refused, invalid
 
@@ -31,8 +33,13 @@ class Parameters:
     largest: int = 1000
 
 
+def read(path: Path) -> Parameters:
+    """The parameters in a file; raises UserError."""
+    return parameters(protos.read(path, protos.BatchingParameters))
+
+
 def parameters(proto: Any) -> Parameters:
-    """Read a BatchingParameters proto; raises UserError where TensorFlow Serving would not load a model with it."""
+    """Those of a BatchingParameters proto; raises UserError where TensorFlow Serving would not load a model with it."""
 
     def given(name: str, default: int) -> int:
         return getattr(proto, name).value if proto.HasField(name) else default
@@ -132,20 +139,19 @@ class Scheduler:
 
     async def _process(self, queue: Queue, tasks: list[Task]) -> None:
         tasks = [task for task in tasks if not task.answer.done()]  # whose callers have not gone
-        found: list[list[np.ndarray]] = []
-        failed: Exception | None = None
+        found: list[list[np.ndarray]] | Exception
         try:
             found = await _together(queue, tasks) if tasks else []
         except Exception as error:
-            failed = error
+            found = error
         self._free += 1
         for key in [*self._queues]:  # first, so that the next batch runs while these answers are written
             self._advance(key)
         for i, task in enumerate(tasks):
             if task.answer.done():
                 continue
-            if failed:
-                task.answer.set_exception(failed)
+            if isinstance(found, Exception):
+                task.answer.set_exception(found)
             else:
                 task.answer.set_result(found[i])
 

@@ -13,7 +13,7 @@ from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
 from tensorflow_serving.apis.get_model_metadata_pb2 import SignatureDefMap
 
 from frostline.batching import FILE as PARAMETERS_FILE
-from frostline.serving import batching, config, jobs, metrics, protos, servables, status
+from frostline.serving import batching, config, jobs, metrics, servables, status
 from frostline.serving.flags import Flags
 from frostline.serving.jobs import Job, Outputs
 from frostline.serving.metrics import Metrics
@@ -38,39 +38,31 @@ class Core:
     models: Models
     threads: ThreadPoolExecutor
     batches: batching.Scheduler | None
-    limits: dict[int, batching.Parameters] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)
     waiting: int = 0
 
 
 def make(flags: Flags) -> Core:
     """A server without models; raises UserError where a file that a flag names is wrong."""
-    usual = batching.Parameters()
-    if flags.batching_parameters_file:
-        usual = batching.parameters(protos.read(Path(flags.batching_parameters_file), protos.BatchingParameters))
-
-    def load(name: str, version: int, path: Path) -> Servable:
-        limits = usual
-        if flags.enable_per_model_batching_parameters and (path / PARAMETERS_FILE).is_file():
-            limits = batching.parameters(protos.read(path / PARAMETERS_FILE, protos.BatchingParameters))
-        servable = servables.load(name, version, path, flags)
-        try:
-            if flags.enable_model_warmup:
-                jobs.warm_up(servable)
-        except BaseException:
-            servables.close(servable)
-            raise
-        core.limits[id(servable)] = limits
-        return servable
-
-    def close(servable: Servable) -> None:
-        del core.limits[id(servable)]
-        servables.close(servable)
-
+    file = flags.batching_parameters_file
+    limits = batching.read(Path(file)) if file else batching.Parameters()
+    models = Models(partial(_load, flags, limits), servables.close, flags)
     threads = ThreadPoolExecutor(flags.grpc_max_threads, thread_name_prefix="request")
-    scheduler = batching.Scheduler(usual.threads) if flags.enable_batching else None
-    core = Core(flags, Models(load, close, flags), threads, scheduler)
-    return core
+    return Core(flags, models, threads, batching.Scheduler(limits.threads) if flags.enable_batching else None)
+
+
+def _load(flags: Flags, usual: batching.Parameters, name: str, version: int, path: Path) -> Servable:
+    """A version that is warmed up and ready to answer."""
+    own = path / PARAMETERS_FILE
+    limits = batching.read(own) if flags.enable_per_model_batching_parameters and own.is_file() else usual
+    servable = servables.load(name, version, path, flags, limits)
+    try:
+        if flags.enable_model_warmup:
+            jobs.warm_up(servable)
+    except BaseException:
+        servables.close(servable)
+        raise
+    return servable
 
 
 async def in_thread(core: Core, function: Callable[..., T], *args: Any) -> T:
@@ -92,8 +84,7 @@ async def run(core: Core, servable: Servable, job: Job) -> Outputs:
         return in_thread(core, servables.run, servable, feeds, names)
 
     if core.batches:
-        key = (id(servable), *job.feeds, *names)
-        outputs = await core.batches.submit(key, core.limits[id(servable)], now, job.feeds)
+        outputs = await core.batches.submit((id(servable), *job.feeds, *names), servable.limits, now, job.feeds)
     else:
         outputs = await now(job.feeds)
     taken, labels = time.perf_counter() - begun, {"model_name": servable.name, "API": "Predict", "runtime": "TF1"}

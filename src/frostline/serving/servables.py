@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
+from frostline.serving.batching import Parameters
 from frostline.serving.flags import Flags
 from frostline.serving.status import Refused
 
@@ -33,10 +34,11 @@ class Servable:
     path: Path
     session: Any
     signatures: Mapping[str, Signature]
+    limits: Parameters
     calls: dict[Any, Any] = field(default_factory=dict)
 
 
-def load(name: str, version: int, path: Path, flags: Flags) -> Servable:
+def load(name: str, version: int, path: Path, flags: Flags, limits: Parameters) -> Servable:
     """Load a SavedModel into a TF1 session; raises Refused or one of TensorFlow's errors."""
     if not any((path / file).is_file() for file in ("saved_model.pb", "saved_model.pbtxt")):
         raise Refused("NOT_FOUND", f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}")
@@ -55,7 +57,7 @@ def load(name: str, version: int, path: Path, flags: Flags) -> Servable:
         key: Signature(proto, dict(proto.inputs), dict(sorted(proto.outputs.items())))
         for key, proto in meta.signature_def.items()
     }
-    return Servable(name, version, path, session, signatures)
+    return Servable(name, version, path, session, signatures, limits)
 
 
 def run(servable: Servable, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from frostline import device
+from frostline import device, protos
 from frostline.errors import UserError
-from frostline.serving import config, core, flags, grpc_api, protos, rest
+from frostline.serving import config, core, flags, grpc_api, rest
 from frostline.serving.config import Model
 from frostline.serving.core import Core
 from frostline.serving.flags import Flags
 from frostline.serving.status import Refused
-from frostline.serving.versions import say
+from frostline.serving.versions import Unavailable, say
 
 NEW_MODELS_SECONDS = 60.0  # after which a changed configuration is looked at again, whatever lacks
 
@@ -123,6 +123,8 @@ async def _poll_config(served: Core, seen: bytes) -> None:
             say(f"{path} is in force")
         except TimeoutError:
             say(f"{path} is in force, but not all of its models are there yet")
+        except Unavailable as error:
+            say(f"{path} is in force, but {error.message}")
         except (OSError, UserError, Refused) as error:
             say(f"{path} is not in force: {error}")
 

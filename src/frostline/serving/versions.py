@@ -17,6 +17,10 @@ from frostline.serving.servables import Servable
 from frostline.serving.status import Refused, invalid, refused
 
 
+class Unavailable(Refused):
+    """What is asked for is in force, but a new model of it has no version that loads."""
+
+
 @dataclass
 class Version:
     """A version that was asked for at some time; `state` is one of TensorFlow Serving's."""
@@ -50,7 +54,7 @@ class Models:
         self._said: dict[str, str] = {}
 
     async def apply(self, asked: Mapping[str, Model]) -> None:
-        """Serve these models and no others; returns once each new one answers. Raises Refused."""
+        """Serve these models and no others; returns once each new one answers. Raises Refused, Unavailable among it."""
         async with self._applying:
             available = {name: self._in_state(name, "AVAILABLE") for name in self.versions}
             allow = self._flags.allow_version_labels_for_unavailable_models
@@ -62,7 +66,7 @@ class Models:
                     wanted = [number for number, version in self.versions[name].items() if version.wanted]
                     if wanted and not set(wanted) - set(self._in_state(name, "END")):
                         failed = ", ".join(f"{{name: {name} version: {number}}}" for number in wanted)
-                        raise Refused("UNKNOWN", f"model(s) did not become available: {{{failed}}}")
+                        raise Unavailable("UNKNOWN", f"model(s) did not become available: {{{failed}}}")
                 await self._changed.wait()
 
     def aspire(self) -> None:
