@@ -23,6 +23,7 @@ import numpy as np
 from frostline import datasets, device, exporting, harness, models, records, runtimes
 from frostline.errors import UserError
 from frostline.exporting import variants
+from frostline.harness import inferring
 from frostline.heads import probabilities
 from frostline.inference import loadgen
 from frostline.matrix import Way
@@ -91,7 +92,7 @@ def measure(name, way, place):
     places = harness.Places(place / "results", place / "exports")
     manifest = exporting.current(places.exports, name, runtimes.RUNTIMES[way.runtime].kind)
     before = len(records.read(places.results))
-    harness.measure(way, [manifest], CELLS, places, {name: str(place / f"{name}.npz")})
+    inferring.measure(way, [manifest], CELLS, places, {name: str(place / f"{name}.npz")})
     return records.read(places.results)[before:]
 
 

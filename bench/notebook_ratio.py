@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from frostline import choice, harness, plan, runtimes, studies
-from frostline.harness import Places
+from frostline import choice, plan, runtimes, studies
+from frostline.harness import Places, settling
 from frostline.plan import Options
 
 HERE = Path(__file__).parent
@@ -74,7 +74,7 @@ def chosen() -> dict[str, choice.Setting]:
     device = "gpu" if runtimes.cuda_devices() else "cpu"
     checked = {"device": device, "mixed": "mixed_bfloat16", "configurations": shapes, "effort": None}
     with tempfile.TemporaryDirectory() as folder:
-        cells = harness.choose(runs, choice.key(runs), checked, [], Places(Path(folder), Path(folder)))
+        cells = settling.choose(runs, choice.key(runs), checked, [], Places(Path(folder), Path(folder)))
     return {run.freeze.name: choice.pick(cells, run, device) for run in runs}
 
 

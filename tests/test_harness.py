@@ -9,7 +9,8 @@ import pytest
 from frostline import children, choice, datasets, harness, inference, matrix, plan, records, serving, studies
 from frostline.choice import Setting
 from frostline.errors import UserError
-from frostline.harness import Member, Places
+from frostline.harness import Places, base, books, inferring, planning, publishing, settling, training
+from frostline.harness.training import Member
 from frostline.inference.rules import PROFILES
 from frostline.plan import Options
 from frostline.runtimes import How
@@ -42,14 +43,14 @@ def test_a_run_is_finished_when_its_record_and_its_weights_are_there(places, pla
     places.results.mkdir()
     finish(one, places.results)
     finish(two, places.results, weights=False)
-    assert harness.finished(places.results) == {one.identity}
+    assert books.finished(places.results) == {one.identity}
 
 
 def test_a_failed_run_is_tried_again(places, planned):
     places.results.mkdir()
     finish(planned[0], places.results)
     records.append(places.results, {**plan.heading(planned[0]), "outcome": "failed", "reason": "x", "time": "u"})
-    assert harness.finished(places.results) == set()
+    assert books.finished(places.results) == set()
 
 
 def test_a_child_that_dies_twice_is_a_failed_record_and_the_study_goes_on(places, planned, monkeypatch, capsys):
@@ -62,21 +63,21 @@ def test_a_child_that_dies_twice_is_a_failed_record_and_the_study_goes_on(places
         finish(planned[1], places.results)
 
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", spawn)
-    harness.train_all(planned, [PLAIN] * 2, places)
+    monkeypatch.setattr(base, "spawn", spawn)
+    training.train_all(planned, [PLAIN] * 2, places)
     assert attempts == [planned[0].id, planned[0].id, planned[1].id]
-    newest = harness.newest(places.results)
+    newest = books.newest(places.results)
     assert newest[planned[0].identity]["outcome"] == "failed"
     assert newest[planned[0].identity]["reason"] == "killed by the system"
-    assert not harness.all_ok(planned, places.results) and harness.all_ok(planned[1:], places.results)
+    assert not books.all_ok(planned, places.results) and books.all_ok(planned[1:], places.results)
     assert "trying once more" in capsys.readouterr().err
 
 
 def test_a_run_whose_pretraining_failed_fails_with_that_reason(places, planned, monkeypatch):
-    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("nothing should start"))
+    monkeypatch.setattr(base, "spawn", lambda *args, **kwargs: pytest.fail("nothing should start"))
     orphan = dataclasses.replace(planned[0], pretrain_run="tiny.pretrain.s0.abc")
     places.results.mkdir()
-    harness.train_all([orphan], [PLAIN], places)
+    training.train_all([orphan], [PLAIN], places)
     (record,) = records.read(places.results)
     assert record["reason"] == "its pre-training tiny.pretrain.s0.abc did not finish"
 
@@ -109,20 +110,20 @@ def names(groups):
 
 
 def test_cached_runs_share_a_child_and_plain_ones_are_alone_in_the_order_of_first_members(seeds):
-    assert names(harness.groups(seeds)) == [[("output", 0), ("output", 1)], [("all", 0)], [("all", 1)]]
-    assert names(harness.groups(seeds[1:])) == [[("all", 0)], [("output", 1)], [("all", 1)]]
+    assert names(training.groups(seeds)) == [[("output", 0), ("output", 1)], [("all", 0)], [("all", 1)]]
+    assert names(training.groups(seeds[1:])) == [[("all", 0)], [("output", 1)], [("all", 1)]]
 
 
 def test_a_run_with_one_cached_stage_is_in_the_group(seeds):
     mixed = dataclasses.replace(seeds[1], setting=setting(stage("cached"), stage("plain")))
-    assert names(harness.groups([seeds[0], mixed])) == [[("output", 0), ("all", 0)]]
+    assert names(training.groups([seeds[0], mixed])) == [[("output", 0), ("all", 0)]]
 
 
 def test_another_precision_is_another_group(seeds):
     one, other = seeds[0], seeds[2]
-    assert names(harness.groups([one, other])) == [[("output", 0), ("output", 1)]]
+    assert names(training.groups([one, other])) == [[("output", 0), ("output", 1)]]
     setting = dataclasses.replace(other.setting, precision="other")
-    assert names(harness.groups([one, dataclasses.replace(other, setting=setting)])) == [
+    assert names(training.groups([one, dataclasses.replace(other, setting=setting)])) == [
         [("output", 0)],
         [("output", 1)],
     ]
@@ -133,13 +134,13 @@ def test_the_runs_of_a_quick_try_share_a_child_but_its_pre_trainings(seeds):
     freeze = dataclasses.replace(quick[1].run.freeze, name="pretrain")
     quick[1] = dataclasses.replace(quick[1], run=dataclasses.replace(quick[1].run, freeze=freeze))
     found = [[("pretrain", 0)], [("output", 0), ("output", 1), ("all", 1)]]
-    assert names(harness.groups(quick)) == found
+    assert names(training.groups(quick)) == found
 
 
 def test_pre_trainings_come_before_the_group_that_needs_them(seeds):
     freeze = dataclasses.replace(seeds[1].run.freeze, name="pretrain")
     pretrain = dataclasses.replace(seeds[1], run=dataclasses.replace(seeds[1].run, freeze=freeze))
-    assert names(harness.groups([seeds[0], seeds[3], pretrain])) == [[("pretrain", 0)], [("output", 0)], [("all", 1)]]
+    assert names(training.groups([seeds[0], seeds[3], pretrain])) == [[("pretrain", 0)], [("output", 0)], [("all", 1)]]
 
 
 class Dies:
@@ -171,8 +172,8 @@ def four(tiny_study):
 def test_what_a_dead_group_left_is_tried_once_more_each_run_alone(places, four, monkeypatch, capsys):
     children_ = Dies(places, at=[1])
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", children_)
-    harness.train_all(*four, places)
+    monkeypatch.setattr(base, "spawn", children_)
+    training.train_all(*four, places)
     assert children_.jobs == [[0, 1, 2, 3], [1], [2], [3]]
     assert [(r["seed"], r["outcome"]) for r in records.read(places.results)] == [(s, "ok") for s in range(4)]
     told = capsys.readouterr().err
@@ -182,8 +183,8 @@ def test_what_a_dead_group_left_is_tried_once_more_each_run_alone(places, four, 
 def test_a_second_death_is_a_failed_record_and_the_rest_of_the_group_goes_on(places, four, monkeypatch):
     children_ = Dies(places, at=[1, 1])
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", children_)
-    harness.train_all(*four, places)
+    monkeypatch.setattr(base, "spawn", children_)
+    training.train_all(*four, places)
     assert children_.jobs == [[0, 1, 2, 3], [1], [2], [3]]
     assert {r["seed"] for r in records.read(places.results) if r["outcome"] == "ok"} == {0, 2, 3}
     (failure,) = (r for r in records.read(places.results) if r["outcome"] == "failed")
@@ -195,9 +196,9 @@ def test_a_group_waits_for_no_pretraining_that_failed(places, four, monkeypatch)
     runs, settings = four
     children_ = Dies(places, at=[])
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", children_)
+    monkeypatch.setattr(base, "spawn", children_)
     orphan = dataclasses.replace(runs[0], pretrain_run="tiny.pretrain.s0.abc")
-    harness.train_all([orphan, *runs[1:]], settings, places)
+    training.train_all([orphan, *runs[1:]], settings, places)
     assert children_.jobs == [[1, 2, 3]]
     assert {r["seed"]: r["outcome"] for r in records.read(places.results)} == {0: "failed", 1: "ok", 2: "ok", 3: "ok"}
 
@@ -236,8 +237,8 @@ def test_a_long_pass_gets_a_process_of_its_own(places, four, monkeypatch, estima
     runs = [dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, weights="x.h5")) for run in four[0]]
     children_ = Passes(places)
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", children_)
-    harness.train_all(runs, [setting(*estimates)] * 4, places)
+    monkeypatch.setattr(base, "spawn", children_)
+    training.train_all(runs, [setting(*estimates)] * 4, places)
     assert [action for action, _, _ in children_.jobs] == actions
     made = ["k"] if len(actions) == 2 else []
     assert children_.jobs[-1] == ("train", [0, 1, 2, 3], made)
@@ -247,8 +248,8 @@ def test_random_weights_take_a_pass_for_each_seed(places, four, monkeypatch):
     runs, _ = four
     children_ = Passes(places)
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", children_)
-    harness.train_all(runs, [setting(stage("cached", 6.0))] * 4, places)
+    monkeypatch.setattr(base, "spawn", children_)
+    training.train_all(runs, [setting(stage("cached", 6.0))] * 4, places)
     assert [action for action, _, _ in children_.jobs] == ["features", "train"]
 
 
@@ -257,13 +258,13 @@ def test_features_that_an_earlier_run_left_are_not_computed_again(places, four, 
     children_ = Passes(places)
     stored = {"k": {"seconds": 1.0}}
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", children_)
-    monkeypatch.setattr(harness.features, "about", stored.get)
+    monkeypatch.setattr(base, "spawn", children_)
+    monkeypatch.setattr(training.features, "about", stored.get)
     for run in runs[:2]:
-        harness.train_all([run], [setting(stage("cached", 30.0))], places)
+        training.train_all([run], [setting(stage("cached", 30.0))], places)
     assert [action for action, _, _ in children_.jobs] == ["features", "train", "train"]
     stored.clear()
-    harness.train_all([runs[2]], [setting(stage("cached", 30.0))], places)
+    training.train_all([runs[2]], [setting(stage("cached", 30.0))], places)
     assert [action for action, _, _ in children_.jobs][3:] == ["features", "train"]
 
 
@@ -276,19 +277,19 @@ def test_fixed_views_are_there_only_where_a_run_left_as_many(places, four, monke
     )
     left = [{"key": "k", "boundary": ["pool"]}, {"key": "v", "boundary": ["pool"], "views": views}]
     record = {**plan.heading(run), "features": left, "precision": "float32", "outcome": "ok", "time": "t"}
-    monkeypatch.setattr(harness, "newest", lambda results: {run.identity: record})
-    monkeypatch.setattr(harness.features, "about", {"k": {"seconds": 1.0}, "v": {"seconds": 1.0}}.get)
-    assert harness._has_features(Member(run, setting(stage("cached", 30.0)), ""), places.results) is there
+    monkeypatch.setattr(books, "newest", lambda results: {run.identity: record})
+    monkeypatch.setattr(training.features, "about", {"k": {"seconds": 1.0}, "v": {"seconds": 1.0}}.get)
+    assert training._has_features(Member(run, setting(stage("cached", 30.0)), ""), places.results) is there
 
 
 def test_random_weights_of_another_seed_have_other_features(places, four, monkeypatch):
     runs, _ = four
     children_ = Passes(places)
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", children_)
-    monkeypatch.setattr(harness.features, "about", {"k": {"seconds": 1.0}}.get)
+    monkeypatch.setattr(base, "spawn", children_)
+    monkeypatch.setattr(training.features, "about", {"k": {"seconds": 1.0}}.get)
     for run in runs[:2]:
-        harness.train_all([run], [setting(stage("cached", 30.0))], places)
+        training.train_all([run], [setting(stage("cached", 30.0))], places)
     assert [action for action, _, _ in children_.jobs] == ["features", "train", "features", "train"]
 
 
@@ -317,12 +318,12 @@ CANDIDATES = [("float32", "off"), ("mixed_bfloat16", "off"), ("float32", "on")]
 def timing(places, planned, progress, candidates=CANDIDATES, earlier=(), keep=lambda cell: None):
     distinct = {"a": planned[0], "b": planned[1]}
     todo = [(*candidate, name) for candidate in candidates for name in distinct]
-    return harness.Timing(distinct, {"a": 1, "b": 1}, {}, todo, list(earlier), keep, places, progress)
+    return settling.Timing(distinct, {"a": 1, "b": 1}, {}, todo, list(earlier), keep, places, progress)
 
 
 def time_candidates(places, planned, monkeypatch, timer, candidates=CANDIDATES, earlier=()):
-    monkeypatch.setattr(harness, "spawn", timer)
-    with harness.Progress(len(candidates) * 2) as progress:
+    monkeypatch.setattr(base, "spawn", timer)
+    with training.Progress(len(candidates) * 2) as progress:
         return timing(places, planned, progress, candidates, earlier).run()
 
 
@@ -354,8 +355,8 @@ def test_a_cell_past_its_limit_ends_the_child_with_the_rest_of_its_candidate_not
 
 def test_a_cell_may_take_ten_times_the_best_of_its_configuration_so_far(places, planned, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(harness.time, "monotonic", lambda: now[0])
-    with harness.Progress(6) as progress:
+    monkeypatch.setattr(settling.time, "monotonic", lambda: now[0])
+    with training.Progress(6) as progress:
         timer = timing(places, planned, progress)
         timer.on_event({"event": "ready"})
         limits = []
@@ -406,14 +407,14 @@ def answering(steps):
 
 def settle(runs, places, pending=None, fresh=False):
     """The measured cells that the settings of some runs rest on."""
-    return harness.settle(runs, pending or runs, places, fresh=fresh)[0]
+    return settling.settle(runs, pending or runs, places, fresh=fresh)[0]
 
 
 def test_the_candidates_after_one_that_was_given_up_go_on_in_another_child(places, open_runs, monkeypatch):
     hangs = ("mixed_bfloat16", "off")
     timer = FakeTimer(ends=[(hangs, "all")])
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(timer))
+    monkeypatch.setattr(base, "spawn", answering(timer))
     cells = settle(open_runs, places)
     everything = [("float32", "off"), hangs, ("float32", "on"), ("mixed_bfloat16", "on")]
     assert timer.jobs == [everything, everything[2:]]
@@ -425,10 +426,10 @@ def test_the_candidates_after_one_that_was_given_up_go_on_in_another_child(place
 
 def test_step_times_are_measured_once_and_kept(places, open_runs, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
+    monkeypatch.setattr(base, "spawn", answering(FakeTimer()))
     cells = settle(open_runs, places)
     assert len(cells) == 4 * 2 and {c["freeze"] for c in cells} == {"output", "all"}
-    monkeypatch.setattr(harness, "spawn", answering(lambda *args, **kwargs: pytest.fail("measured twice")))
+    monkeypatch.setattr(base, "spawn", answering(lambda *args, **kwargs: pytest.fail("measured twice")))
     assert settle(open_runs, places) == cells
 
 
@@ -451,7 +452,7 @@ def interrupted(after):
 
 def test_cells_that_were_measured_before_ctrl_c_are_not_measured_again(places, open_runs, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(interrupted(after=3)))
+    monkeypatch.setattr(base, "spawn", answering(interrupted(after=3)))
     with pytest.raises(KeyboardInterrupt):
         settle(open_runs, places)
     left = []
@@ -463,7 +464,7 @@ def test_cells_that_were_measured_before_ctrl_c_are_not_measured_again(places, o
         ]  # fmt: skip
         FakeTimer()(job, *args, **kwargs)
 
-    monkeypatch.setattr(harness, "spawn", answering(timer))
+    monkeypatch.setattr(base, "spawn", answering(timer))
     cells = settle(open_runs, places)
     assert left == [
         ("mixed_bfloat16", "off", 1),
@@ -477,7 +478,7 @@ def test_what_leaves_nothing_open_needs_no_cells_where_others_were_interrupted(p
     freeze = dataclasses.replace(open_runs[0].freeze, precision=("float32",), xla=("off",), engine=("plain",))
     runs = [dataclasses.replace(open_runs[0], freeze=freeze), open_runs[1]]
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(interrupted(after=1)))
+    monkeypatch.setattr(base, "spawn", answering(interrupted(after=1)))
     with pytest.raises(KeyboardInterrupt):
         settle(runs, places)
     assert [r["kind"] for r in records.read(places.results)] == ["cell"]
@@ -486,7 +487,7 @@ def test_what_leaves_nothing_open_needs_no_cells_where_others_were_interrupted(p
 
 def test_a_choice_that_lacks_a_cell_is_measured_for_what_lacks(places, open_runs, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
+    monkeypatch.setattr(base, "spawn", answering(FakeTimer()))
     cells = settle(open_runs, places)
     (kept,) = (r for r in records.read(places.results) if r["kind"] == "choice")
     for run in open_runs:  # that all have finished with one seed makes an incomplete choice no better
@@ -496,7 +497,7 @@ def test_a_choice_that_lacks_a_cell_is_measured_for_what_lacks(places, open_runs
         file.write_text("\n".join(lines) + "\n")
     records.append(places.results, kept | {"cells": kept["cells"][1:]})
     timer = FakeTimer()
-    monkeypatch.setattr(harness, "spawn", answering(timer))
+    monkeypatch.setattr(base, "spawn", answering(timer))
     again = settle(open_runs, places)
     assert timer.jobs == [[("float32", "off")]]
     assert sorted(map(outcome, again)) == sorted(map(outcome, cells))
@@ -512,7 +513,7 @@ def little(monkeypatch, device="cpu", mixed="mixed_bfloat16"):
     monkeypatch.setitem(CHECKED, "device", device)
     monkeypatch.setitem(CHECKED, "mixed", mixed)
     spawn = answering(lambda *args, **kwargs: pytest.fail("timed all the same"))
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(base, "spawn", spawn)
 
 
 @pytest.mark.parametrize(
@@ -554,7 +555,7 @@ def test_of_what_is_asked_for_by_name_only_what_may_be_computed_once_is_timed(pl
     monkeypatch.setitem(CHECKED, "configurations", frozen + rest)
     places.results.mkdir()
     timer = FakeTimer()
-    monkeypatch.setattr(harness, "spawn", answering(timer))
+    monkeypatch.setattr(base, "spawn", answering(timer))
     cells = settle(runs, places)
     assert timer.jobs == [[("float32", "off")]]
     assert [(c["freeze"], c["outcome"]) for c in cells] == [("output", "ok"), ("all", "not timed")]
@@ -569,7 +570,7 @@ def test_xla_is_tried_for_all_that_share_their_steps_with_a_run_that_asks_for_it
         FakeTimer()(job, *args, **kwargs)
 
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(timer))
+    monkeypatch.setattr(base, "spawn", answering(timer))
     settle(open_runs, places)
     freeze = dataclasses.replace(open_runs[0].freeze, xla=("on",))
     settle([*open_runs, dataclasses.replace(open_runs[0], freeze=freeze)], places, fresh=True)
@@ -578,7 +579,7 @@ def test_xla_is_tried_for_all_that_share_their_steps_with_a_run_that_asks_for_it
 
 def test_more_seeds_of_what_has_finished_are_not_checked_again(places, open_runs, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
+    monkeypatch.setattr(base, "spawn", answering(FakeTimer()))
     cells = settle(open_runs, places)
     for run in open_runs[:2]:
         records.append(places.results, {**plan.heading(run), "outcome": "ok", "time": "t"})
@@ -588,8 +589,8 @@ def test_more_seeds_of_what_has_finished_are_not_checked_again(places, open_runs
         started.append(job["action"])
         FakeTimer()(job, *args, **kwargs)
 
-    monkeypatch.setattr(harness, "spawn", answering(timer))
-    monkeypatch.setattr(harness, "preflight", lambda *args, **asked: started.append("preflight") or CHECKED)
+    monkeypatch.setattr(base, "spawn", answering(timer))
+    monkeypatch.setattr(planning, "preflight", lambda *args, **asked: started.append("preflight") or CHECKED)
     more = [dataclasses.replace(run, seed=7, identity=f"{run.identity}7") for run in open_runs[:2]]
     assert settle(open_runs, places, more) == cells and not started
     other = dataclasses.replace(more[0], configuration="another")
@@ -604,7 +605,7 @@ def test_step_times_are_those_of_the_settings_asked_for(places, tiny_study, open
         return settle(runs, places)
 
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", answering(FakeTimer()))
+    monkeypatch.setattr(base, "spawn", answering(FakeTimer()))
     assert {c["precision"] for c in asked(precision=("float32",))} == {"float32"}
     assert {c["precision"] for c in asked()} == {"float32", "mixed_bfloat16"}
     engines = asked(engine=("plain", "cached"))
@@ -628,7 +629,7 @@ def study_run(places, tmp_path, tiny_study, monkeypatch, options):
             timed.extend(names)
             FakeTimer()(job, places, log, on_event, None)
 
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(base, "spawn", spawn)
     harness.run_study(str(tmp_path / "tiny.toml"), options, places, export=False, infer=False)
     return checked, timed
 
@@ -645,7 +646,7 @@ def test_nothing_is_timed_when_nothing_is_left_open(places, tmp_path, tiny_study
 
 
 def test_what_needs_no_tensorflow_is_found_before_it_starts(places, tmp_path, tiny_study, monkeypatch):
-    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("a child was started"))
+    monkeypatch.setattr(base, "spawn", lambda *args, **kwargs: pytest.fail("a child was started"))
     for change, message in [
         (('"small_cnn"', '"smal_cnn"'), "unknown backbone 'smal_cnn'; did you mean 'small_cnn'"),
         (("[train]", '[head]\npooling = "avg"\n[train]'), "did you mean 'average'|there are: average"),
@@ -668,7 +669,7 @@ def test_rows_that_flags_override_are_said(places, tmp_path, tiny_study, monkeyp
 def test_what_was_finished_before_is_said_and_counted(places, tmp_path, tiny_study, monkeypatch, capsys):
     options = Options(precision=("float32",), xla=("off",), engine=("plain",))
     (tmp_path / "tiny.toml").write_text(tiny_study)
-    one, *_ = harness.plan_runs(studies.load(str(tmp_path / "tiny.toml")), options, places)
+    one, *_ = planning.plan_runs(studies.load(str(tmp_path / "tiny.toml")), options, places)
     places.results.mkdir()
     finish(one, places.results)
     study_run(places, tmp_path, tiny_study, monkeypatch, options)
@@ -713,7 +714,7 @@ def searched(places, tmp_path, tiny_study, monkeypatch, fails=(), fresh=False, *
     (tmp_path / "tiny.toml").write_text(tiny_study + SEARCH)
     settled = {"precision": ("float32",), "xla": ("off",), "engine": ("plain",)}
     children_ = Searches(places, fails)
-    monkeypatch.setattr(harness, "spawn", children_)
+    monkeypatch.setattr(base, "spawn", children_)
     asked = Options(**settled, **{"seeds": (0, 1), "only": ("output",), **options})
     study = str(tmp_path / "tiny.toml")
     good, configurations = harness.run_study(study, asked, places, export=False, infer=False, fresh=fresh)
@@ -756,11 +757,11 @@ def test_a_search_goes_on_where_it_was_cut_off(places, tmp_path, tiny_study, mon
 
 def test_a_trial_that_fails_is_none_that_is_best(places, tmp_path, tiny_study, monkeypatch):
     searched(places, tmp_path, tiny_study, monkeypatch)
-    found = harness.newest(places.results).values()
+    found = books.newest(places.results).values()
     (best,) = {f"output_trial_{r['search']['trial']}" for r in found if r["freeze"] == "output_best"}
     good, _, children_ = searched(places, tmp_path, tiny_study, monkeypatch, fails=[best], fresh=True)
     assert not good and children_.trained.count((best, 0)) == 2  # once more, alone
-    other = harness.newest(places.results).values()
+    other = books.newest(places.results).values()
     assert max((r for r in other if r["freeze"] == "output_best"), key=lambda r: r["time"])["search"]["trial"] != int(
         best.rpartition("_")[2]
     )
@@ -776,9 +777,9 @@ def test_trials_are_not_published(places, tmp_path, tiny_study, monkeypatch):
     searched(places, tmp_path, tiny_study, monkeypatch)
     published, measured = [], []
     monkeypatch.setattr(
-        harness, "export_models", lambda configurations, places: published.extend(configurations) or True
+        publishing, "export_models", lambda configurations, places: published.extend(configurations) or True
     )
-    monkeypatch.setattr(harness, "infer_models", lambda models, places, asked, fresh: measured.extend(models) or True)
+    monkeypatch.setattr(inferring, "infer_models", lambda models, places, asked, fresh: measured.extend(models) or True)
     options = Options(seeds=(0, 1), only=("output",), precision=("float32",), xla=("off",), engine=("plain",))
     harness.run_study(str(tmp_path / "tiny.toml"), options, places)
     assert set(measured) == {"tiny.output", "tiny.output_best"} and len(published) == 2
@@ -798,7 +799,7 @@ def test_layers_are_asked_of_a_preflight_once_for_each_configuration_and_nothing
         jobs.append(job)
         on_event({"event": "checked", "configurations": [{"freeze": "pretrain"}, {"freeze": "all"}]})
 
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(base, "spawn", spawn)
     name = str(tmp_path / "tiny.toml")
     assert [c["freeze"] for c in harness.layers(name, Options(), places)] == ["pretrain", "all"]
     assert [c["freeze"] for c in harness.layers(name, Options(only=("all",)), places)] == ["all"]
@@ -812,13 +813,13 @@ def test_a_mistake_found_by_a_child_is_the_users(places, planned, monkeypatch):
 
     monkeypatch.setattr(children, "run", run)
     with pytest.raises(UserError, match="no such layer"):
-        harness.preflight(planned, places)
+        planning.preflight(planned, places)
 
 
 def test_a_missing_weights_file_is_named(tiny_study, places):
     study = studies.parse(tiny_study.replace('"none"', '"gone.h5"'), "tiny")
     with pytest.raises(UserError, match=r"cannot read the network or weights file gone.h5"):
-        harness.plan_runs(study, Options(), places)
+        planning.plan_runs(study, Options(), places)
 
 
 def test_who_waits_for_the_features_of_another_is_told_so(places, planned, monkeypatch):
@@ -830,8 +831,8 @@ def test_who_waits_for_the_features_of_another_is_told_so(places, planned, monke
             on_event(event)
 
     monkeypatch.setattr(children, "run", run)
-    monkeypatch.setattr(harness.Progress, "show", lambda self, text, advance=0.0: shown.append(text))
-    harness.train_all(planned[:1], [Setting("float32", "off", ())], places)
+    monkeypatch.setattr(training.Progress, "show", lambda self, text, advance=0.0: shown.append(text))
+    training.train_all(planned[:1], [Setting("float32", "off", ())], places)
     label = "[1/1] output seed 0"
     assert shown[1:] == [
         f"{label}: waiting for another command that computes the same features",
@@ -846,12 +847,12 @@ def test_data_and_files_are_hashed_once_where_hashes_are_kept(tiny_study, places
     read, original = [], datasets.fingerprint
     monkeypatch.setattr(datasets, "fingerprint", lambda data, **how: (read.append(data), original(data, **how))[1])
     digests = {}
-    first = harness.plan_runs(study, Options(), places, (), digests)
+    first = planning.plan_runs(study, Options(), places, (), digests)
     weights.unlink()
-    assert harness.plan_runs(study, Options(only=("all",)), places, (), digests) == first[1:]
+    assert planning.plan_runs(study, Options(only=("all",)), places, (), digests) == first[1:]
     assert len(read) == 1 and set(digests) == {read[0], str(weights)}
     with pytest.raises(UserError, match="cannot read the network or weights file"):
-        harness.plan_runs(study, Options(), places)
+        planning.plan_runs(study, Options(), places)
     assert len(read) == 2
 
 
@@ -867,7 +868,7 @@ def test_an_export_that_dies_is_recorded_and_the_others_go_on(places, planned, m
         if len(jobs) == 1:
             raise children.Died("killed by the system")
 
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(base, "spawn", spawn)
     assert harness.export_models({r.configuration for r in planned}, places) is False
     assert jobs == [["tiny.output", "tiny.all"], ["tiny.all"]]
     (refused,) = (r for r in records.read(places.results) if r["kind"] == "export")
@@ -884,18 +885,18 @@ def test_a_child_that_dies_after_its_record_has_done_its_work(places, planned, m
         raise children.Died("ended by signal 11")
 
     places.results.mkdir()
-    monkeypatch.setattr(harness, "spawn", spawn)
-    harness.train_all(planned[:1], [PLAIN], places)
+    monkeypatch.setattr(base, "spawn", spawn)
+    training.train_all(planned[:1], [PLAIN], places)
     assert [r["outcome"] for r in records.read(places.results)] == ["ok"]
 
 
 def test_a_pretraining_that_failed_the_last_time_is_no_source(places, planned, monkeypatch):
-    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("nothing should start"))
+    monkeypatch.setattr(base, "spawn", lambda *args, **kwargs: pytest.fail("nothing should start"))
     places.results.mkdir()
     finish(planned[0], places.results)
     records.append(places.results, {**plan.heading(planned[0]), "outcome": "failed", "reason": "x", "time": "u"})
     dependent = dataclasses.replace(planned[1], pretrain_run=planned[0].id)
-    harness.train_all([dependent], [PLAIN], places)
+    training.train_all([dependent], [PLAIN], places)
     assert "did not finish" in records.read(places.results)[-1]["reason"]
 
 
@@ -913,7 +914,7 @@ def publish(places, run, time, **facts):
 
 
 def test_an_unchanged_run_is_not_published_twice(places, planned, monkeypatch):
-    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("nothing to export"))
+    monkeypatch.setattr(base, "spawn", lambda *args, **kwargs: pytest.fail("nothing to export"))
     places.results.mkdir()
     finish(planned[0], places.results)
     publish(places, planned[0], "t")
@@ -939,7 +940,7 @@ def test_a_variant_that_is_not_there_is_published_with_those_that_are(places, pl
         for entry in job["chosen"]:
             on_event({"event": "exporting", "model": entry["record"]["model"]})
 
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(base, "spawn", spawn)
     places.results.mkdir()
     for run in planned:
         finish(run, places.results)
@@ -955,7 +956,7 @@ def test_a_variant_that_is_not_there_is_published_with_those_that_are(places, pl
 
 
 def test_a_quick_try_is_not_published_over_the_real_model(places, planned, monkeypatch, capsys):
-    monkeypatch.setattr(harness, "spawn", lambda *args, **kwargs: pytest.fail("nothing to export"))
+    monkeypatch.setattr(base, "spawn", lambda *args, **kwargs: pytest.fail("nothing to export"))
     places.results.mkdir()
     finish(dataclasses.replace(planned[0], limit=10), places.results)
     publish(places, planned[0], "earlier")
@@ -971,7 +972,7 @@ def test_a_quick_try_is_published_without_int8_unless_it_is_asked_for(places, pl
         for entry in job["chosen"]:
             on_event({"event": "exporting", "model": entry["record"]["model"]})
 
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(base, "spawn", spawn)
     places.results.mkdir()
     finish(dataclasses.replace(planned[0], limit=10), places.results)
     assert harness.export_models({planned[0].configuration}, places)
@@ -1000,7 +1001,7 @@ class Runtimes:
 
 def infer(places, monkeypatch, dies_at=None, **asked):
     children_ = Runtimes(places, dies_at)
-    monkeypatch.setattr(harness, "spawn", children_)
+    monkeypatch.setattr(base, "spawn", children_)
     asked = matrix.Asked(**{"runtimes": ("onnxruntime",), "batch_sizes": (8,)} | asked)
     good = harness.infer_models(None, places, asked)
     return good, children_.jobs
@@ -1008,7 +1009,7 @@ def infer(places, monkeypatch, dies_at=None, **asked):
 
 def test_what_is_measured_is_not_measured_again_but_another_training_is(places, planned, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t")
     assert infer(places, monkeypatch) == (True, [["tiny.output"]])
     assert infer(places, monkeypatch) == (True, [])
@@ -1019,7 +1020,7 @@ def test_what_is_measured_is_not_measured_again_but_another_training_is(places, 
 
 def test_another_batch_size_profile_or_number_of_threads_is_another_cell(places, planned, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t")
     infer(places, monkeypatch)
     for other in ({"batch_sizes": (16,)}, {"profile": "valid"}, {"threads": 1}):
@@ -1045,7 +1046,7 @@ def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_i
             super().__call__({**job, "manifests": shared}, *args, **kwargs)
 
     monkeypatch.setattr(serving, "running", running)
-    monkeypatch.setattr(harness, "spawn", Children(places))
+    monkeypatch.setattr(base, "spawn", Children(places))
     asked = matrix.Asked(runtimes=("tf_serving_rest",), scenarios=("server",), threads=1)
     assert harness.infer_models(None, places, asked)
     pools = ["--monitoring_config_file", "--tensorflow_intra_op_parallelism", "--tensorflow_inter_op_parallelism"]
@@ -1066,13 +1067,13 @@ def test_a_server_of_several_models_tells_no_load_time(places, monkeypatch):
     monkeypatch.setattr(serving, "running", lambda *args, **more: contextlib.nullcontext(running))
     (way,) = matrix.ways(matrix.Asked(runtimes=("tf_serving_rest",)))[:1]
     for names, told in ((["one"], True), (["one", "two"], False)):
-        with harness._served([{"name": name} for name in names], "http", way, places) as server:
+        with inferring._served([{"name": name} for name in names], "http", way, places) as server:
             assert (server["server"]["load_seconds"] is not None) is told
 
 
 def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t")
     infer(places, monkeypatch)
     shutil.rmtree(places.exports)
@@ -1084,7 +1085,7 @@ def test_a_variant_is_measured_where_it_is_published(places, planned, monkeypatc
 
 def test_a_variant_that_was_refused_is_skipped_with_the_reason(places, planned, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
     publish(places, planned[0], "t", variants={"int8": {"reason": "agrees on 0.4", "size_bytes": None}})
     assert infer(places, monkeypatch) == (True, [["tiny.output"]])
     skipped = [r for r in records.read(places.results) if r["variant"] == "int8" and r["device"] == "cpu"]
@@ -1097,18 +1098,18 @@ def test_a_variant_that_was_refused_is_skipped_with_the_reason(places, planned, 
 def test_a_device_that_was_missing_is_measured_when_it_is_there(places, planned, monkeypatch):
     places.results.mkdir()
     publish(places, planned[0], "t")
-    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
     infer(places, monkeypatch)
     skipped = [r for r in records.read(places.results) if r["outcome"] == "skipped"]
     assert {(r["device"], r["reason"]) for r in skipped} == {("gpu", "no CUDA device")}
     assert infer(places, monkeypatch)[1] == [] and len(records.read(places.results)) == 4
-    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 1)
     assert infer(places, monkeypatch) == (True, [["tiny.output"]])
 
 
 def test_a_runtime_that_dies_at_one_model_keeps_the_others(places, planned, monkeypatch):
     places.results.mkdir()
-    monkeypatch.setattr(harness.runtimes, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
     for run in planned:
         publish(places, run, "t")
     good, jobs = infer(places, monkeypatch, dies_at="tiny.all")
@@ -1125,4 +1126,4 @@ def test_a_log_that_cannot_be_written_is_a_mistake_of_the_user(places, planned):
     places.results.parent.mkdir(exist_ok=True)
     places.results.write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"cannot write .*preflight\.txt"):
-        harness.preflight(planned, places)
+        planning.preflight(planned, places)

@@ -1,0 +1,168 @@
+"""Measures what was published, on every runtime."""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from frostline import children, exporting, inference, matrix, plan, records, runtimes, serving
+from frostline.harness import base
+from frostline.harness.base import Event, Places
+from frostline.inference import rules, served
+from frostline.progress import Progress
+
+
+def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *, fresh: bool = False) -> bool:
+    """Measure the newest version of published models in the ways that are asked for; True when no cell failed."""
+    told = [] if fresh else records.read(places.results)
+    ways = matrix.ways(asked)
+    failures = 0
+    with Progress(len(ways), "runtimes", left=False) as progress, TestImages(places) as tests:
+        for way in ways:
+            progress.show(f"measuring {way.label}")
+            found = exporting.manifests(places.exports, runtimes.RUNTIMES[way.runtime].kind)
+            entries = [m for m in found if models is None or m["name"] in models]
+            entries = [m for m in entries if matrix.tried(way, m)]
+            wanted = {m["name"]: matrix.missing(way, m, told) for m in entries}
+            todo = [m for m in entries if wanted[m["name"]]]
+            for manifest in todo:
+                if reason := way.reason or matrix.refused(way, manifest):
+                    _record_unmeasured([manifest], way, wanted, "skipped", reason, places)
+            for group in matrix.groups(m for m in todo if not (way.reason or matrix.refused(way, m))):
+                failures += _infer(way, group, wanted, places, tests)
+            progress.show(f"measured {way.label}", advance=1)
+    return not failures
+
+
+class TestImages:
+    """Test and validation images of models in files, made once for all children of a command and removed at its end."""
+
+    __test__ = False  # for pytest, which takes every class of this name for tests
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.paths: dict[str, str] = {}
+
+    def __enter__(self) -> "TestImages":
+        self.folder = tempfile.TemporaryDirectory(prefix=".test-images-", dir=self.places.results)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.folder.cleanup()
+
+    def of(self, manifests: list[Event]) -> dict[str, str]:
+        """The file of each model."""
+        wanted = {m["name"]: json.dumps([m["data"], m["limit"]]) for m in manifests}
+        made = []
+        for what in set(wanted.values()) - self.paths.keys():
+            self.paths[what] = str(Path(self.folder.name) / f"{len(self.paths)}.npz")
+            data, limit = json.loads(what)
+            made.append({"data": data, "limit": limit, "path": self.paths[what]})
+        if made:
+            job = {"action": "test_images", "tests": made}
+            base.spawn(job, self.places, "logs/test-images.txt", lambda event: None, module="frostline.measuring")
+        return {name: self.paths[what] for name, what in wanted.items()}
+
+
+def _infer(
+    way: matrix.Way,
+    group: list[Event],
+    wanted: dict[str, list[matrix.Cell]],
+    places: Places,
+    tests: TestImages,
+) -> int:
+    """Measure models with equal graphs in one way: all cells of the first, which the others share; the failed ones.
+
+    When the child dies, the model at which it did has failed, and what is left is measured in another.
+    """
+    before = len(records.read(places.results))
+    cells = [cell for cell in way.cells if any(cell in wanted[m["name"]] for m in group)]
+    while group:
+        told = len(records.read(places.results))
+        try:
+            measure(way, group, cells, places, tests.of(group))
+        except children.Died as error:
+            dead = _unrecorded(group, places, told)[:1]
+            _record_unmeasured(dead, way, {m["name"]: cells for m in dead}, "failed", str(error), places)
+        group = _unrecorded(group, places, told)
+    return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
+
+
+def measure(
+    way: matrix.Way,
+    group: list[Event],
+    cells: Sequence[matrix.Cell],
+    places: Places,
+    tests: Mapping[str, str],
+) -> None:
+    """One child that measures the first of some models, and how well the others do; `tests` are files of images by
+    model. Raises Died."""
+    name = "-".join(filter(None, [way.runtime, way.how.variant, way.how.payload, way.how.device, way.profile]))
+    job = {
+        "manifests": group,
+        "tests": dict(tests),
+        "runtime": way.runtime,
+        "how": plan.plain(way.how),
+        "cells": cells,
+        "profile": way.profile,
+        "brief": way.brief,
+        "latency_bound": way.latency_bound,
+        "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
+        "figures": None,
+        "server": None,
+    }
+
+    def start(job: Event) -> None:
+        base.spawn(job, places, f"logs/infer-{name}.txt", lambda event: None, module="frostline.measuring")
+
+    scheme = runtimes.RUNTIMES[way.runtime].scheme
+    if not scheme:
+        start(job)
+        return
+    before = len(records.read(places.results))
+    with _served(group[:1], scheme, way, places) as server:  # alone, so that its memory is that of one model
+        start({**job, **server, "manifests": group[:1]})
+    figures = records.read(places.results)[before:]
+    if group[1:]:
+        with _served(group[1:], scheme, way, places) as server:
+            start({**job, **server, "figures": figures})
+
+
+@contextlib.contextmanager
+def _served(manifests: list[Event], scheme: str, way: matrix.Way, places: Places) -> Iterator[Event]:
+    """A server of some models; yields what a job says of it, and how it is asked."""
+    with tempfile.TemporaryDirectory(prefix="frostline-monitoring-") as folder:
+        config = Path(folder, "monitoring.config")
+        config.write_text(served.MONITORING)
+        flags = [f"--monitoring_config_file={config}"]
+        if way.how.threads:
+            flags += [f"--tensorflow_{pool}_op_parallelism={way.how.threads}" for pool in ("intra", "inter")]
+        started = time.monotonic()
+        with serving.running(places.exports, [m["name"] for m in manifests], flags=flags) as server:
+            url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
+            process = server.pid if server.backend != "docker" else None
+            own_seconds = time.monotonic() - started if len(manifests) == 1 else None
+            about = served.Served(server.backend, server.rest, own_seconds, process)
+            yield {"how": plan.plain(dataclasses.replace(way.how, url=url)), "server": plan.plain(about)}
+
+
+def _unrecorded(group: list[Event], places: Places, before: int) -> list[Event]:
+    told = {(r["run"], r["run_time"]) for r in records.read(places.results)[before:]}
+    return [m for m in group if (m["run"], m["run_time"]) not in told]
+
+
+def _record_unmeasured(
+    manifests: list[Event],
+    way: matrix.Way,
+    cells: dict[str, list[matrix.Cell]],
+    outcome: str,
+    reason: str,
+    places: Places,
+) -> None:
+    for manifest in manifests:
+        subject = inference.Subject(manifest, places.exports, way.runtime, way.how)
+        for row in inference.unmeasured(subject, cells[manifest["name"]], rules.PROFILES[way.profile], outcome, reason):
+            records.append(places.results, {**row, "time": records.now()})
