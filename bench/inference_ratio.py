@@ -130,7 +130,7 @@ def overhead(place, turns):
         for scenario, size in CELLS:
             call = size / rate_of_a_loop(predict, images, size, 1.0)  # a warm-up, too
             found = []
-            for _ in range(5 * turns):
+            for _ in range(3 * turns):
                 bare = rate_of_a_loop(predict, images, size, 0.5)
                 found.append(rate_of_loadgen(predict, images, scenario, size, 0.5, place, call) / bare)
             error = 1.25 * statistics.stdev(found) / len(found) ** 0.5  # of a median
