@@ -129,12 +129,18 @@ def test_another_precision_is_another_group(seeds):
     ]
 
 
-def test_the_runs_of_a_quick_try_share_a_child_but_its_pre_trainings(seeds):
+def test_a_few_plain_runs_of_a_quick_try_share_a_child_but_its_pre_trainings(seeds, monkeypatch):
     quick = [dataclasses.replace(m, run=dataclasses.replace(m.run, limit=10)) for m in seeds]
-    freeze = dataclasses.replace(quick[1].run.freeze, name="pretrain")
-    quick[1] = dataclasses.replace(quick[1], run=dataclasses.replace(quick[1].run, freeze=freeze))
-    found = [[("pretrain", 0)], [("output", 0), ("output", 1), ("all", 1)]]
-    assert names(training.groups(quick)) == found
+    plain = [m for m in quick if m.run.freeze.name == "all"]
+    freeze = dataclasses.replace(plain[0].run.freeze, name="pretrain")
+    plain.insert(0, dataclasses.replace(plain[0], run=dataclasses.replace(plain[0].run, freeze=freeze)))
+    cached = [m for m in quick if m.run.freeze.name == "output"]
+    monkeypatch.setattr(training, "FEW", 1)
+    each = [[(m.run.freeze.name, m.run.seed)] for m in plain]
+    assert names(training.groups([*plain, *cached])) == [*each, [("output", m.run.seed) for m in cached]]
+    monkeypatch.setattr(training, "FEW", 4)
+    together = [("all", m.run.seed) for m in plain[1:]]
+    assert names(training.groups([*plain, *cached])) == [each[0], together, [("output", m.run.seed) for m in cached]]
 
 
 def test_pre_trainings_come_before_the_group_that_needs_them(seeds):

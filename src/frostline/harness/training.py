@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from frostline.harness.base import Event, Places
 from frostline.plan import Run
 from frostline.progress import Progress
 
+FEW = 4  # a process keeps the memory of every network it trained
 OWN_PROCESS_SECONDS = 20.0  # a pass that takes longer gets a process of its own: bench/NOTES.md
 
 
@@ -31,13 +33,17 @@ class Member:
 
 def groups(members: Iterable[Member]) -> list[list[Member]]:
     """Runs that share a child: those on features in one precision; a plain run is alone, but with `--limit`, where
-    its figures mean little. Pre-trainings come first."""
+    its figures mean little, a few share one. Pre-trainings come first."""
     found: dict[str, list[Member]] = {}
+    few = Counter[str]()
     for member in members:
-        run = member.run
-        cached = any(engine["name"] == "cached" for engine in member.setting.engines(run))
-        quick = run.limit is not None and run.freeze.name != plan.PRETRAIN
-        found.setdefault(member.setting.precision if cached or quick else run.id, []).append(member)
+        run, key = member.run, member.run.id
+        if any(engine["name"] == "cached" for engine in member.setting.engines(run)):
+            key = member.setting.precision
+        elif run.limit is not None and run.freeze.name != plan.PRETRAIN:
+            key = f"{member.setting.precision}, {few[member.setting.precision] // FEW}"
+            few[member.setting.precision] += 1
+        found.setdefault(key, []).append(member)
     return sorted(found.values(), key=lambda group: group[0].run.freeze.name != plan.PRETRAIN)
 
 
