@@ -350,10 +350,15 @@ def trained_or_nothing(results):
 
 
 def start(place, *args, env=None):
-    """A command in a process group of its own."""
+    """A command in a process group of its own, which heeds Ctrl-C also where these tests run in the background."""
     command = [sys.executable, "-m", "frostline.cli", *map(str, args)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=place, env=env, start_new_session=True, **quiet)
+    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "preexec_fn": heed_interrupts}
+    return subprocess.Popen(command, cwd=place, env=env, start_new_session=True, **how)
+
+
+def heed_interrupts():
+    """A shell that runs a command in the background has it ignore them, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(condition, process):
