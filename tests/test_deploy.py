@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -256,6 +257,11 @@ def test_an_older_version_may_be_rolled_out():
         (lambda: rollout.promote("m", LOADED), "m has no canary to promote: versions 1, 2; stable is 1"),
         (lambda: rollout.finish("m", CANARY), "m 2 is canary; type first"),
         (lambda: rollout.finish("m", ONE), "nothing to finish for m"),
+        (
+            lambda: rollout.finish("m", LOADED),
+            "m 2 has no label, and --finish would unload it; type: frostline rollout m to .*, or frostline rollback m to",
+        ),
+        (lambda: rollout.forward("m", LOADED, [1, 2, 3], 3), "m 2 is loaded and .* type first: frostline rollback m$"),
         (lambda: rollout.back("m", ONE, [1, 2]), "m has nothing before version 1 to go back to"),
     ],
 )
@@ -265,28 +271,30 @@ def test_steps_that_make_no_sense(step, message):
 
 
 def everything():
-    """Every state that commands can lead to from one served version, with three published."""
+    """Every state that commands can lead to from one served version, with three published, and each step there."""
     published, known = [1, 2, 3], {Served((2,), 2, 2)}
     steps = [lambda now, v=v: rollout.forward("m", now, published, v) for v in (None, *published)]
     steps += [lambda now: rollout.promote("m", now), lambda now: rollout.finish("m", now),
               lambda now: rollout.back("m", now, published)]  # fmt: skip
-    moves, fresh = [], list(known)
+    moves, said, fresh = [], [], list(known)
     while fresh:
         now = fresh.pop()
         for step in steps:
             try:
-                new = step(now).state
+                done = step(now)
             except UserError:
                 continue
+            new = done.state
             moves.append((now, new))
+            said.append((new, done.then))
             if new not in known:
                 known.add(new)
                 fresh.append(new)
-    return known, moves
+    return known, moves, said
 
 
 def test_no_step_is_one_that_a_server_refuses():
-    known, moves = everything()
+    known, moves, _ = everything()
     assert len(known) > 8 and len(moves) > 20
     for now, new in moves:
         assert {new.stable, new.canary} <= set(now.versions) & set(new.versions), (now, new)
@@ -294,6 +302,23 @@ def test_no_step_is_one_that_a_server_refuses():
         assert {now.stable, now.canary} <= set(new.versions) or set(now.versions) - set(new.versions) <= {
             number for number in now.versions if number not in (now.stable, now.canary)
         }, (now, new)
+
+
+def test_what_a_step_says_to_type_next_can_be_done():
+    typed = [(now, command) for now, then in everything()[2] for command in re.findall(r"frostline (roll[^,]+)", then)]
+    for now, command in typed:
+        match command.split():
+            case ["rollback", "m"]:
+                rollout.back("m", now, [1, 2, 3])
+            case ["rollout", "m", "--promote"]:
+                rollout.promote("m", now)
+            case ["rollout", "m", "--finish"]:
+                rollout.finish("m", now)
+            case ["rollout", "m", "--version", number]:
+                rollout.forward("m", now, [1, 2, 3], int(number))
+            case _:
+                pytest.fail(command)
+    assert len({command.split()[-1] for _, command in typed}) > 4
 
 
 # -- writing them --------------------------------------------------------------------------------------
@@ -306,7 +331,7 @@ def test_without_a_server_each_command_is_one_step(exports, capsys):
         (("rollout",), LOADED, "once it is loaded, frostline rollout tiny --version 2"),
         (("rollout",), CANARY, "frostline rollout tiny --promote"),
         (("rollout", "--promote"), PROMOTED, "frostline rollback tiny"),
-        (("rollback",), LOADED, "frostline rollout tiny --finish"),
+        (("rollback",), LOADED, "frostline rollback tiny"),
         (("rollout", "--version", "2"), CANARY, "--promote"),
         (("rollout", "--promote"), PROMOTED, "--finish"),
         (("rollout", "--finish"), TWO, ""),

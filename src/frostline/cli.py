@@ -212,7 +212,7 @@ def _serving(commands: Any) -> None:
     step = sub.add_mutually_exclusive_group()
     step.add_argument("--version", type=_positive, metavar="N", help="load it, call it canary; default: the newest")
     step.add_argument("--promote", action="store_true", help="call stable what is canary")
-    step.add_argument("--finish", action="store_true", help="unload what has no label")
+    step.add_argument("--finish", action="store_true", help="unload the old version")
     _moves(sub, rollout)
 
     sub = commands.add_parser("rollback", help="take the last step of a rollout back")

@@ -6,7 +6,7 @@ it. So a version is loaded in one step and labelled in the next:
     frostline rollout MODEL              load the new version beside the old one
     frostline rollout MODEL              30 s later: `canary` means the new one
     frostline rollout MODEL --promote    `stable` means it, too; the old one stays loaded
-    frostline rollout MODEL --finish     the old one is unloaded
+    frostline rollout MODEL --finish     the old one is unloaded; a newer one is not: that is a step back
     frostline rollback MODEL             one step back, whichever was the last
 
 With the address of the server the first two are one command, and none says that it is done before the server is.
@@ -90,7 +90,8 @@ def forward(model: str, now: Served, published: Collection[int], version: int | 
             hasty=True,
         )
     if waiting:
-        raise UserError(f"{model} {waiting[0]} is loaded and has no label; type first: {command} --finish")
+        typed = _unload(model, now, given)
+        raise UserError(f"{model} {max(waiting)} is loaded and has no label; type first: {typed}")
     return Step(
         replace(now, versions=tuple(sorted((*now.versions, version)))),
         f"loads version {version} beside {now.stable}; the higher of them answers who names no label or version",
@@ -102,21 +103,23 @@ def promote(model: str, now: Served, given: str = "") -> Step:
     """Let `stable` mean what `canary` means; raises UserError where they mean the same."""
     if now.canary == now.stable:
         raise UserError(f"{model} has no canary to promote: {now}; type: frostline rollout {model}{given}")
-    return Step(
-        replace(now, stable=now.canary),
-        f"answers stable and canary with version {now.canary}; version {now.stable} stays loaded",
-        f"frostline rollout {model}{given} --finish, or frostline rollback {model}{given}",
-    )
+    state = replace(now, stable=now.canary)
+    told = f"answers stable and canary with version {now.canary}; version {now.stable} stays loaded"
+    undo = f", or frostline rollback {model}{given}" if now.canary > now.stable else ""
+    return Step(state, told, _unload(model, state, given) + undo)
 
 
 def finish(model: str, now: Served, given: str = "") -> Step:
-    """Unload what has no label; raises UserError where a rollout is half done or nothing is left over."""
+    """Unload older versions; raises UserError where a rollout is half done or nothing is left over."""
     if now.canary != now.stable:
         typed = f"frostline rollout {model}{given} --promote, or frostline rollback {model}{given}"
         raise UserError(f"{model} {now.canary} is canary; type first: {typed}")
     rest = [str(number) for number in now.versions if number != now.stable]
     if not rest:
         raise UserError(f"nothing to finish for {model}: {now}")
+    if newer := [number for number in now.versions if number > now.stable]:
+        typed = f"frostline rollout {model}{given} to call it canary, or frostline rollback {model}{given} to unload it"
+        raise UserError(f"{model} {max(newer)} has no label, and --finish would unload it; type: {typed}")
     return Step(replace(now, versions=(now.stable,)), f"unloads version {', '.join(rest)}", "")
 
 
@@ -126,7 +129,8 @@ def back(model: str, now: Served, published: Collection[int], given: str = "") -
     newer = [number for number in now.versions if number > now.stable]
     if now.canary != now.stable:
         told = f"answers canary with version {now.stable} again; version {now.canary} stays loaded"
-        return Step(replace(now, canary=now.stable), told, f"frostline rollout {model}{given} --finish")
+        state = replace(now, canary=now.stable)
+        return Step(state, told, _unload(model, state, given))
     if newer:
         return Step(
             replace(now, versions=tuple(number for number in now.versions if number not in newer)),
@@ -138,12 +142,20 @@ def back(model: str, now: Served, published: Collection[int], given: str = "") -
         raise UserError(f"{model} has nothing before version {now.stable} to go back to")
     if older in now.versions:
         told = f"answers stable and canary with version {older} again; version {now.stable} stays loaded"
-        return Step(replace(now, stable=older, canary=older), told, f"frostline rollout {model}{given} --finish")
+        state = replace(now, stable=older, canary=older)
+        return Step(state, told, _unload(model, state, given))
     return Step(
         replace(now, versions=(older, *now.versions)),
         f"loads version {older} again beside {now.stable}",
         f"once it is loaded, {command}",
     )
+
+
+def _unload(model: str, now: Served, given: str) -> str:
+    """The command that unloads what has no label: a newer version is taken back, an older one finished with."""
+    if max(now.versions) > now.stable:
+        return f"frostline rollback {model}{given}"
+    return f"frostline rollout {model}{given} --finish"
 
 
 # -- doing them --------------------------------------------------------------------------------------------
