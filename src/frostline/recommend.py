@@ -400,7 +400,7 @@ def _reason(verdict: Verdict, seeds: int, images: int, margin: float) -> str:
         return f"{text}; {_more(verdict.more_seeds)} would decide"
     if seeds > 1:
         return f"{text}; more seeds alone would hardly decide, {images:,} validation images are too few"
-    return text
+    return f"{text} on {images:,} validation images, and one seed says nothing of their spread"
 
 
 def _more(seeds: int) -> str:
