@@ -143,6 +143,13 @@ def test_a_few_plain_runs_of_a_quick_try_share_a_child_but_its_pre_trainings(see
     assert names(training.groups([*plain, *cached])) == [each[0], together, [("output", m.run.seed) for m in cached]]
 
 
+def test_runs_are_numbered_in_the_order_in_which_they_train(seeds, places, monkeypatch):
+    labels = []
+    monkeypatch.setattr(training, "_train", lambda group, *rest: (labels.extend(m.label for m in group) or [], ""))
+    training.train_all([m.run for m in seeds], [m.setting for m in seeds], places, done=1)
+    assert labels == ["[2/5] output seed 0", "[3/5] output seed 1", "[4/5] all seed 0", "[5/5] all seed 1"]
+
+
 def test_pre_trainings_come_before_the_group_that_needs_them(seeds):
     freeze = dataclasses.replace(seeds[1].run.freeze, name="pretrain")
     pretrain = dataclasses.replace(seeds[1], run=dataclasses.replace(seeds[1].run, freeze=freeze))
