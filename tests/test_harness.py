@@ -1041,6 +1041,25 @@ def test_another_batch_size_profile_or_number_of_threads_is_another_cell(places,
         assert infer(places, monkeypatch, **other) == (True, [])
 
 
+def test_images_that_could_not_be_made_are_asked_for_again(places, monkeypatch):
+    places.results.mkdir()
+    asked = []
+
+    def spawn(job, *args, **kwargs):
+        asked.append(job["tests"])
+        if len(asked) == 1:
+            raise children.Died("killed by the system")
+
+    monkeypatch.setattr(base, "spawn", spawn)
+    manifest = {"name": "tiny.all", "data": {"dataset": "digits"}, "limit": 4}
+    with inferring.TestImages(places) as tests:
+        with pytest.raises(children.Died):
+            tests.of([manifest])
+        found = tests.of([manifest])
+        assert tests.of([manifest]) == found and found.keys() == {"tiny.all"}
+    assert asked == [[{"data": {"dataset": "digits"}, "limit": 4, "path": found["tiny.all"]}]] * 2
+
+
 def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_its_graph(places, planned, monkeypatch):
     places.results.mkdir()
     for run in planned:
