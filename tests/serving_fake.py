@@ -40,10 +40,10 @@ class Model:
         self.single = False
 
     def version(self, name, version, label):
+        if label not in (None, *LABELS):  # first, as the real one does, whatever the model
+            raise Refused("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}")
         if name != "tiny" or version not in (None, 1, 2):
             raise Refused("NOT_FOUND", f"Servable not found for request: Specific({name}, {version})")
-        if label not in (None, *LABELS):
-            raise Refused("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}")
         return LABELS[label] if label else version or 2
 
     def predict(self, version, signature, images):

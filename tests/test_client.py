@@ -148,8 +148,11 @@ def test_rest_requests_in_row_form():
         ({"images": PIXELS[:0]}, r"was given uint8 \[0,2,2,3\]"),
         ({"images": []}, r"was given string \[0\]"),
         ({"images": PIXELS, "version": 7}, r"tiny has no version 7; there are: 3 LOADING, 2 AVAILABLE, 1 AVAILABLE"),
-        ({"images": PIXELS, "label": "canary"}, r"tiny has no label 'canary'"),
-        ({"model": "huge", "images": PIXELS}, r"://127.0.0.1:\d+ serves no model 'huge'"),
+        ({"images": PIXELS, "label": "canary"},
+         r"tiny has no label 'canary'; its versions: 3 LOADING, .*; labels come from a models.config"),
+        ({"model": "huge", "images": PIXELS},
+         r"://127.0.0.1:\d+ serves no model 'huge'; the names are the folders .*or those in its models.config"),
+        ({"model": "huge", "images": PIXELS, "label": "canary"}, r"serves no model 'huge'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(place, asked, message):

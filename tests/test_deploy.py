@@ -205,6 +205,9 @@ def test_health_and_curl_ask_every_model(exports):
         assert (ill.returncode, ill.stdout) == (1, "huge: 404\n")
         asked = subprocess.run(["bash", folder / "curl.sh", url], capture_output=True, text=True)
         assert asked.returncode == 0 and '"top_k_classes"' in asked.stdout
+        (folder / "curl.sh").write_text((folder / "curl.sh").read_text().replace("in tiny", "in huge"))
+        asked = subprocess.run(["bash", folder / "curl.sh", url], capture_output=True, text=True)
+        assert asked.returncode == 22 and "Servable not found for request" in asked.stdout
     finally:
         server.shutdown()
         server.server_close()

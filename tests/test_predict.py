@@ -96,6 +96,13 @@ def test_one_bad_image_spoils_no_other(place, tmp_path, capsys):
     assert max(count for _, _, count in place.model.asked) <= 32
 
 
+def test_a_missing_file_among_others_is_named(place, pictures, tmp_path, capsys):
+    assert run(place, tmp_path / "nothere.jpg", pictures / "black.png", "--format", "csv") == 1
+    told = capsys.readouterr()
+    assert f"{pictures / 'black.png'},ä," in told.out
+    assert told.err == f"frostline: {tmp_path / 'nothere.jpg'}: No such file or directory\n"
+
+
 def test_a_damaged_image_as_pixels(place, pictures, capsys):
     whole = (pictures / "black.png").read_bytes()
     (pictures / "black.png").write_bytes(whole[: len(whole) // 2])

@@ -1,6 +1,7 @@
 """A running embedded server, asked by plain HTTP, by gRPC and by clients that nobody here wrote."""
 
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -514,6 +515,31 @@ def test_the_command_says_what_it_is_and_ends_quietly_on_ctrl_c(exports):
         "backend: embedded, a small server of ours for development, with the same API",
     ]
     assert f"the embedded development server answers: gRPC on 127.0.0.1:{port}" in err and "XLA is off" in err
+
+
+def test_a_background_job_of_a_script_ends_on_sigterm(tmp_path):
+    binary = tmp_path / "tensorflow_model_server"
+    binary.write_text(f"#!{sys.executable}\nimport signal\nprint('up', flush=True)\nsignal.pause()\n")
+    binary.chmod(0o755)
+    port, rest = serving.backends._free_ports(2)
+    flags = ["--model_base_path=anything", f"--port={port}", f"--rest_api_port={rest}"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "frostline.cli", "serve", "--backend", "binary", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell starts them
+        start_new_session=True,
+    )
+    try:
+        assert child.stdout.readline().startswith("backend: binary") and child.stdout.readline() == "up\n"
+        child.terminate()
+        assert child.communicate(timeout=60) == ("", "")  # the server, too, has closed what it writes to
+        assert child.returncode == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _answers(server):

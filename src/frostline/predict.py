@@ -40,14 +40,17 @@ class Asked:
 
 
 def images(places: Sequence[Path]) -> list[Path]:
-    """Files as they are given, and all images below folders, sorted; raises UserError where there is none."""
+    """Files as they are given, and all images below folders, sorted; raises UserError where there is none.
+
+    A missing file among others is one of them: it is answered as one that cannot be read.
+    """
+    if not any(place.exists() for place in places):
+        raise UserError(f"{places[0]} does not exist")
     found = []
     for place in places:
         inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in datasets.EXTENSIONS)
         if place.is_dir() and not inside:
             raise UserError(f"{place} holds no image ({' '.join(datasets.EXTENSIONS)})")
-        if not place.exists():
-            raise UserError(f"{place} does not exist")
         found += inside if place.is_dir() else [place]
     return found
 

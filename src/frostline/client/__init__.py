@@ -110,7 +110,8 @@ class Connection:
             return self._try(lambda: messages.states(self._way.status(model)))
         except ServingError as error:
             if error.code == "NOT_FOUND":
-                text = f"{self.url} serves no model {model!r}; the names are in the server's models.config"
+                where = "the folders in saved_model of the exports that it serves, or those in its models.config"
+                text = f"{self.url} serves no model {model!r}; the names are {where}"
                 raise ServingError(error.code, text) from error
             raise
 
@@ -130,13 +131,19 @@ class Connection:
             return self._try(call)
         except ServingError as error:
             if which.label is not None and "version label" in str(error):
-                text = f"{which.model} has no label {which.label!r}; labels are set in the server's models.config"
+                has = f"its versions: {self._there(which.model)}"
+                hint = "labels come from a models.config given to the server; frostline serve EXPORTS sets none"
+                text = f"{which.model} has no label {which.label!r}; {has}; {hint}"
                 raise ServingError("NOT_FOUND", text) from error
             if error.code == "NOT_FOUND":
-                there = ", ".join(f"{one.version} {one.state}" for one in self.status(which.model))
+                there = self._there(which.model)
                 asked = "version that answers" if which.version is None else f"version {which.version}"
                 raise ServingError("NOT_FOUND", f"{which.model} has no {asked}; there are: {there}") from error
             raise
+
+    def _there(self, model: str) -> str:
+        """The versions of a model; raises ServingError where there is no such model."""
+        return ", ".join(f"{one.version} {one.state}" for one in self.status(model))
 
     def _try(self, call: Callable[[], T]) -> T:
         for turn in range(self._retries):

@@ -67,12 +67,13 @@ NO_BATCHING = "    # no --enable_batching: larger batches were measured, and gav
 CURL = """\
 #!/usr/bin/env bash
 # One request to the stable version of {who}. bash curl.sh [http://HOST:8501]
+# curl 7.76 or newer: --fail-with-body prints what the server says of an error.
 cd "$(dirname "$0")" || exit
 url=${{1:-http://127.0.0.1:8501}}
 worst=0
 for model in {models}; do
   echo "$model"
-  curl --silent --show-error --fail --max-time 30 --data @request.json \\
+  curl --silent --show-error --fail-with-body --max-time 30 --data @request.json \\
     "$url/v1/models/$model/labels/stable:predict" || worst=$?
   echo
 done

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from frostline.children import Died
 from frostline.errors import UserError, lookup, nothing_published
@@ -196,13 +196,13 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -> int:
-    """Serve in the foreground until Ctrl-C; prints which backend it is. Raises UserError."""
+    """Serve in the foreground until Ctrl-C or SIGTERM; prints which backend it is. Raises UserError."""
     backend = choose(backend)
     kept, port, rest_port = split(flags)
     own = [flag for flag in kept if re.match(r"--model_(config_file|base_path)\b", flag)]
     if own and exports:
         raise UserError(f"EXPORTS and {own[0]} both say what to serve; give one of them")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryDirectory(prefix="frostline-serve-") as scratch:
         folders: list[Path] = []
         if not own:
@@ -215,6 +215,11 @@ def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -
         print(f"backend: {backend}, {BACKENDS[backend]}", flush=True)
         started = command(backend, kept, host, port, rest_port, folders)
         return _foreground(started)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """End as on Ctrl-C, which a script's background jobs ignore: so SIGINT is not raised here."""
+    raise KeyboardInterrupt
 
 
 def _foreground(started: list[str]) -> int:
