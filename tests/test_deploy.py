@@ -1,9 +1,12 @@
 import base64
+import contextlib
 import io
 import json
 import os
+import shlex
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 import serving_fake
@@ -124,7 +127,8 @@ def test_renewing_keeps_versions_labels_and_places(exports):
     publish(exports, "tiny", 2)
     publish(exports, "another", 5)
     _, told = deploy.bundle(exports)
-    assert told == ["tiny: version 2 is published, 1 is served; type: frostline rollout tiny"]
+    typed = f"frostline rollout tiny --exports {exports}"
+    assert told == [f"tiny: version 2 is published, 1 is served; type: {typed}"]
     assert served(exports) == Served((1,), 1, 1) and served(exports, "another") == Served((5,), 5, 5)
     whole = config.read(exports / "serving" / "models.config")
     assert {one.base_path for one in whole.model_config_list.config} == {
@@ -188,7 +192,7 @@ def test_the_command_uses_measurements_and_says_what_is_newer(exports, tmp_path,
     assert "max_batch_size { value: 8 }" in text and "batch_timeout_micros { value: 4000 }" in text
     publish(exports, "tiny", 2)
     assert run("bundle", exports) == 0
-    assert "type: frostline rollout tiny" in capsys.readouterr().err
+    assert f"type: frostline rollout tiny --exports {exports}\n" in capsys.readouterr().err
 
 
 def test_health_and_curl_ask_every_model(exports):
@@ -310,7 +314,8 @@ def test_without_a_server_each_command_is_one_step(exports, capsys):
         os.utime(exports / "serving" / "models.config", (0, 0))
         assert run(words[0], "tiny", *words[1:], "--exports", exports) == 0
         out = capsys.readouterr().out
-        assert served(exports) == state and "At its next poll the server" in out and then in out
+        assert served(exports) == state and "At its next poll the server" in out
+        assert then.replace("tiny", f"tiny --exports {exports}") in out
     assert served(exports, "pets.all") == Served((12,), 12, 12)
 
 
@@ -435,11 +440,35 @@ def test_with_a_server_a_rollout_goes_on_to_its_label(exports):
     assert served(exports) == LOADED and polling.labels == {"stable": 1, "canary": 1}
 
 
+class Prompt(Polling):
+    """A server that reads models.config whenever it is asked."""
+
+    def status(self, model):
+        self.waits = 2
+        self.sleep(0.0)
+        return super().status(model)
+
+
+def test_what_is_said_to_type_next_works_as_printed(exports, monkeypatch, capsys):
+    deploy.bundle(exports)
+    publish(exports, "tiny", 2)
+    polling, states = Prompt(exports), []
+    monkeypatch.setattr(client, "connect", lambda url: contextlib.nullcontext(polling))
+    line = f"frostline rollout tiny --exports {exports} --url http://there:1"
+    while line:
+        assert run(*shlex.split(line.partition(", or ")[0])[1:]) == 0
+        states.append(served(exports))
+        line = capsys.readouterr().out.partition("Next: ")[2]
+    assert states == [CANARY, PROMOTED, TWO]
+    assert deploy.flags(Path("my exports"), None) == " --exports 'my exports'"
+    assert deploy.flags(Path("exports"), None) == ""
+
+
 def test_a_version_that_cannot_be_loaded_gets_no_label(exports):
     deploy.bundle(exports)
     publish(exports, "tiny", 2)
     polling = Polling(exports, broken=[2])
-    with pytest.raises(UserError, match="tiny 2 could not be loaded: no such op; type: frostline rollback tiny"):
+    with pytest.raises(UserError, match=r"tiny 2 could not be loaded: no such op; type: frostline rollback tiny .*url"):
         deploy.take(exports, "tiny", lambda now: rollout.forward("tiny", now, [1, 2], None), polling.server(), print)
     assert served(exports) == LOADED and polling.labels == {"stable": 1, "canary": 1}
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -493,6 +494,18 @@ def test_a_server_that_cannot_start_says_why(exports, tmp_path):
     (tmp_path / "batching.config").write_text("max_bath_size { value: 8 }")
     with pytest.raises(Died, match=r'batching.config: 1:1 : .* has no field named "max_bath_size"'):
         start("--enable_batching", f"--batching_parameters_file={tmp_path / 'batching.config'}")
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(serving.backends, "_start", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        (free,), used = serving.backends._free_ports(1), taken.getsockname()[1]
+        for port, rest, flag in [(used, free, "--port"), (free, used, "--rest_api_port")]:
+            flags = ["--model_base_path=x", f"--port={port}", f"--rest_api_port={rest}"]
+            with pytest.raises(UserError, match=f"^port {used} is in use; give another {flag}$"):
+                serving.serve(None, "embedded", "127.0.0.1", flags)
+    with pytest.raises(UserError, match=r"^cannot listen on port \d+ of 192.0.2.1: "):
+        serving.serve(None, "embedded", "192.0.2.1", ["--model_base_path=x", f"--port={free}"])
 
 
 def test_the_command_says_what_it_is_and_ends_quietly_on_ctrl_c(exports):

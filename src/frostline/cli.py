@@ -542,12 +542,14 @@ def rollout(args: argparse.Namespace) -> int:
     """Write the next step of a rollout into models.config."""
     from frostline import deploy
 
+    given = deploy.flags(args.exports, args.url)
+
     def step(now: "Served") -> "Step":
         if args.promote:
-            return deploy.promote(args.model, now)
+            return deploy.promote(args.model, now, given)
         if args.finish:
-            return deploy.finish(args.model, now)
-        return deploy.forward(args.model, now, deploy.versions(args.exports, args.model), args.version)
+            return deploy.finish(args.model, now, given)
+        return deploy.forward(args.model, now, deploy.versions(args.exports, args.model), args.version, given)
 
     return _take(args, step)
 
@@ -556,7 +558,8 @@ def rollback(args: argparse.Namespace) -> int:
     """Write one step back into models.config."""
     from frostline import deploy
 
-    return _take(args, lambda now: deploy.back(args.model, now, deploy.versions(args.exports, args.model)))
+    given = deploy.flags(args.exports, args.url)
+    return _take(args, lambda now: deploy.back(args.model, now, deploy.versions(args.exports, args.model), given))
 
 
 def _take(args: argparse.Namespace, step: Callable[["Served"], "Step"]) -> int:

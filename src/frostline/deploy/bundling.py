@@ -76,7 +76,7 @@ def _models(path: Path, there: dict[str, list[int]], models_at: str | None) -> t
         entry = new.model_config_list.config.add()
         if name in old:
             entry.CopyFrom(old[name])
-            told += _mend(entry, versions)
+            told += _mend(entry, versions, rollout.flags(path.parent.parent, None))
         else:
             entry.name, entry.base_path, entry.model_platform = name, f"{root}/{name}", "tensorflow"
             config.set_served(entry, config.Served((versions[-1],), versions[-1], versions[-1]))
@@ -85,7 +85,7 @@ def _models(path: Path, there: dict[str, list[int]], models_at: str | None) -> t
     return new, told
 
 
-def _mend(entry: Any, there: list[int]) -> list[str]:
+def _mend(entry: Any, there: list[int], given: str) -> list[str]:
     """Take out versions whose folders have gone: the server would wait for them; say so, and what is newer."""
     now = config.served(entry)
     left = [number for number in now.versions if number in there] or there[-1:]
@@ -99,7 +99,7 @@ def _mend(entry: Any, there: list[int]) -> list[str]:
         return [f"{entry.name}: a served version has gone; now {state}; start the server again"]
     if there[-1] > now.versions[-1]:
         newer = f"version {there[-1]} is published, {now.stable} is served"
-        return [f"{entry.name}: {newer}; type: frostline rollout {entry.name}"]
+        return [f"{entry.name}: {newer}; type: frostline rollout {entry.name}{given}"]
     return []
 
 

@@ -14,6 +14,7 @@ With the address of the server the first two are one command, and none says that
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from frostline.deploy import config
 from frostline.deploy.config import CANARY, STABLE, Served
 from frostline.errors import UserError
 
+EXPORTS = Path("exports")  # what the commands mean without --exports
 POLL_SECONDS = 1.0
 # Without the server's word, a version counts as loaded when models.config has not changed for so long.
 SETTLED_SECONDS = 30.0
@@ -55,10 +57,19 @@ class Step:
 # -- the steps ---------------------------------------------------------------------------------------------
 
 
-def forward(model: str, now: Served, published: Collection[int], version: int | None) -> Step:
-    """Load a version, or make it canary where it is loaded; raises UserError where another is on its way."""
-    command = f"frostline rollout {model}"
-    undo = f"frostline rollback {model}"
+def flags(exports: Path, url: str | None) -> str:
+    """What a command that is to be typed next needs after MODEL, to mean the same files and the same server."""
+    given = ["--exports", str(exports)] if exports != EXPORTS else []
+    return "".join(f" {shlex.quote(word)}" for word in (*given, *(["--url", url] if url else [])))
+
+
+def forward(model: str, now: Served, published: Collection[int], version: int | None, given: str = "") -> Step:
+    """Load a version, or make it canary where it is loaded; raises UserError where another is on its way.
+
+    Here and below, `given` are the `flags` that the commands in messages have.
+    """
+    command = f"frostline rollout {model}{given}"
+    undo = f"frostline rollback {model}{given}"
     waiting = [number for number in now.versions if number not in (now.stable, now.canary)]
     if version is None:
         newer = [number for number in (*waiting, now.canary) if number > now.stable]
@@ -87,21 +98,21 @@ def forward(model: str, now: Served, published: Collection[int], version: int | 
     )
 
 
-def promote(model: str, now: Served) -> Step:
+def promote(model: str, now: Served, given: str = "") -> Step:
     """Let `stable` mean what `canary` means; raises UserError where they mean the same."""
     if now.canary == now.stable:
-        raise UserError(f"{model} has no canary to promote: {now}; type: frostline rollout {model}")
+        raise UserError(f"{model} has no canary to promote: {now}; type: frostline rollout {model}{given}")
     return Step(
         replace(now, stable=now.canary),
         f"answers stable and canary with version {now.canary}; version {now.stable} stays loaded",
-        f"frostline rollout {model} --finish, or frostline rollback {model}",
+        f"frostline rollout {model}{given} --finish, or frostline rollback {model}{given}",
     )
 
 
-def finish(model: str, now: Served) -> Step:
+def finish(model: str, now: Served, given: str = "") -> Step:
     """Unload what has no label; raises UserError where a rollout is half done or nothing is left over."""
     if now.canary != now.stable:
-        typed = f"frostline rollout {model} --promote, or frostline rollback {model}"
+        typed = f"frostline rollout {model}{given} --promote, or frostline rollback {model}{given}"
         raise UserError(f"{model} {now.canary} is canary; type first: {typed}")
     rest = [str(number) for number in now.versions if number != now.stable]
     if not rest:
@@ -109,13 +120,13 @@ def finish(model: str, now: Served) -> Step:
     return Step(replace(now, versions=(now.stable,)), f"unloads version {', '.join(rest)}", "")
 
 
-def back(model: str, now: Served, published: Collection[int]) -> Step:
+def back(model: str, now: Served, published: Collection[int], given: str = "") -> Step:
     """One step back; raises UserError where there is no older version."""
-    command = f"frostline rollback {model}"
+    command = f"frostline rollback {model}{given}"
     newer = [number for number in now.versions if number > now.stable]
     if now.canary != now.stable:
         told = f"answers canary with version {now.stable} again; version {now.canary} stays loaded"
-        return Step(replace(now, canary=now.stable), told, f"frostline rollout {model} --finish")
+        return Step(replace(now, canary=now.stable), told, f"frostline rollout {model}{given} --finish")
     if newer:
         return Step(
             replace(now, versions=tuple(number for number in now.versions if number not in newer)),
@@ -127,7 +138,7 @@ def back(model: str, now: Served, published: Collection[int]) -> Step:
         raise UserError(f"{model} has nothing before version {now.stable} to go back to")
     if older in now.versions:
         told = f"answers stable and canary with version {older} again; version {now.stable} stays loaded"
-        return Step(replace(now, stable=older, canary=older), told, f"frostline rollout {model} --finish")
+        return Step(replace(now, stable=older, canary=older), told, f"frostline rollout {model}{given} --finish")
     return Step(
         replace(now, versions=(older, *now.versions)),
         f"loads version {older} again beside {now.stable}",
@@ -158,6 +169,7 @@ def take(
     Raises UserError where a step makes no sense, and where the server does not follow within its time.
     """
     path = exports / "serving" / config.FILE
+    given = flags(exports, server.connection.url if server else None)
     grew = True
     while grew:
         whole = config.read(path)
@@ -166,7 +178,7 @@ def take(
         step = next_step(now)
         _check(exports, model, step.state)
         if server:  # it refuses labels of versions that it does not hold
-            _wait(server, model, {step.state.stable, step.state.canary}, {})
+            _wait(server, model, {step.state.stable, step.state.canary}, {}, given)
             whole = config.read(path)  # others may have written it while we waited
             entry = config.entry(whole, model)
             if config.served(entry) != now:
@@ -180,7 +192,7 @@ def take(
         config.write(path, whole)
         say(f"{path}: {model} {step.state}")
         if server:
-            _wait(server, model, set(step.state.versions), {STABLE: step.state.stable, CANARY: step.state.canary})
+            _wait(server, model, set(step.state.versions), _labels(step.state), given)
         grew = bool(server) and len(step.state.versions) > len(now.versions)
         say(f"The server {step.told}." if server else f"At its next poll the server {step.told}.")
     if step.then:
@@ -194,10 +206,14 @@ def _check(exports: Path, model: str, state: Served) -> None:
         raise UserError(f"{exports / 'saved_model' / model} has no complete version {missing[0]}; put it back first")
 
 
-def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int]) -> None:
+def _labels(state: Served) -> dict[str, int]:
+    return {STABLE: state.stable, CANARY: state.canary}
+
+
+def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int], given: str) -> None:
     """Until the server holds these versions and answers to these labels; raises UserError after its time."""
     deadline = server.clock() + server.timeout
-    while trouble := _trouble(server.connection, model, loaded, labels):
+    while trouble := _trouble(server.connection, model, loaded, labels, given):
         if server.clock() > deadline:
             raise UserError(
                 f"{server.connection.url}: {trouble} after {server.timeout:g} s; does it poll this models.config, "
@@ -206,13 +222,14 @@ def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int]) 
         server.sleep(POLL_SECONDS)
 
 
-def _trouble(connection: Connection, model: str, loaded: set[int], labels: dict[str, int]) -> str | None:
+def _trouble(connection: Connection, model: str, loaded: set[int], labels: dict[str, int], given: str) -> str | None:
     """What is not yet as it shall be; raises UserError where a version cannot be loaded."""
     states = {one.version: one for one in connection.status(model)}
     for version in sorted(loaded):
         state = states.get(version)
         if state and state.state == "END" and state.error:
-            raise UserError(f"{model} {version} could not be loaded: {state.error}; type: frostline rollback {model}")
+            undo = f"frostline rollback {model}{given}"
+            raise UserError(f"{model} {version} could not be loaded: {state.error}; type: {undo}")
         if not state or state.state != "AVAILABLE":
             return f"{model} {version} is {state.state if state else 'unknown'}"
     for label, version in labels.items():

@@ -1,6 +1,7 @@
 """The server as a child of ours: the real one from the PATH or from a docker image, or the embedded one."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -202,6 +203,7 @@ def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -
     own = [flag for flag in kept if re.match(r"--model_(config_file|base_path)\b", flag)]
     if own and exports:
         raise UserError(f"EXPORTS and {own[0]} both say what to serve; give one of them")
+    _try_ports(backend, host, {"port": port, "rest_api_port": rest_port})
     signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryDirectory(prefix="frostline-serve-") as scratch:
         folders: list[Path] = []
@@ -215,6 +217,21 @@ def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -
         print(f"backend: {backend}, {BACKENDS[backend]}", flush=True)
         started = command(backend, kept, host, port, rest_port, folders)
         return _foreground(started)
+
+
+def _try_ports(backend: str, host: str, ports: dict[str, int]) -> None:
+    """Raises UserError where a port cannot be had: a server would try it only when all models are loaded."""
+    host = "0.0.0.0" if backend == "binary" else host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as held:
+        for flag, port in ports.items():
+            try:
+                held.enter_context(socket.create_server((host, port), family=family))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise UserError(f"port {port} is in use; give another --{flag}") from error
+                if backend == "embedded":  # the others may listen where we may not
+                    raise UserError(f"cannot listen on port {port} of {host}: {error.strerror}") from error
 
 
 def _interrupt(*_: object) -> NoReturn:
