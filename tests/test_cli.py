@@ -33,6 +33,8 @@ def test_mistakes_are_one_line_and_status_two(capsys, tmp_path):
         (("run", "cifar_split.toml"), "there is no study file cifar_split.toml; did you mean 'cifar10_split'?"),
         (("run", "digits", "--precision", "half"), "--precision half: there are: auto, float32"),
         (("run", "digits", "--engine", "cache"), "--engine cache: did you mean 'cached'?"),
+        (("run", "digits", "--data-dir", "nowhere"), "--data-dir: there is no folder nowhere"),
+        (("run", "digits", "--weights", "imagnet"), "file imagnet: No such file or directory; did you mean"),
         (("table", tmp_path), "holds no records.jsonl"),
         (("export", tmp_path), "holds no finished run; type: frostline run STUDY"),
         (("infer", tmp_path), "holds no published model"),

@@ -23,3 +23,9 @@ def test_a_broken_dependency_of_an_extra_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_there_at_all"):
         optional_import("half_installed", "plot")
+
+
+def test_a_long_list_is_left_out_beside_a_word_that_is_probably_meant():
+    known = [*(f"name_{number}" for number in range(40)), "digits"]
+    assert nearest("digit", known) == "did you mean 'digits'?"
+    assert nearest("xyz", known).endswith("name_39, digits")

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -507,6 +508,18 @@ def test_a_failing_export_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), versions.staging(tmp_path, "m", 1) as folders:
         fail(folders["onnx"])
     assert not list(tmp_path.glob("*/m/*"))
+
+
+def test_a_staging_folder_that_cannot_be_removed_takes_no_published_version_with_it(tmp_path, monkeypatch):
+    remove, stuck = shutil.rmtree, tmp_path / "saved_model" / "m" / ".tmp-1-stuck"
+    stuck.mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: None if path == stuck else remove(path, **how))
+    with versions.staging(tmp_path, "m", 1) as folders:
+        for folder in folders.values():
+            (folder / "manifest.json").touch()
+        versions.show(folders, 1)
+    assert stuck.exists() and all((tmp_path / kind / "m" / "1").exists() for kind in versions.KINDS)
+    assert checking._places(tmp_path) == [("m", "1")]
 
 
 def test_an_export_that_fails_between_its_renames_shows_nothing(tmp_path, monkeypatch):

@@ -43,6 +43,14 @@ def test_predictions_of_another_training_are_not_held_against_it(job):
     assert gone.stored is None and gone.validation is None
 
 
+@pytest.mark.parametrize("left", [0, 100, 0.5])
+def test_damaged_predictions_are_held_against_nothing(job, tmp_path, left):
+    path = records.run_folder(tmp_path, "r") / "predictions.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: left if left in (0, 100) else len(whole) // 2])
+    assert measuring._given(MANIFEST, job).stored is None
+
+
 def test_the_images_of_some_data_are_left_in_files(tmp_path):
     emitted = []
     data = Data("digits", classes=(0, 1), validation=0.2)

@@ -455,6 +455,18 @@ def test_wrong_features_of_views_are_found(taken, count, monkeypatch):
         take(0, count)
 
 
+def test_only_what_trains_on_features_may_need_several_frontiers(tiny_study):
+    options = plan.Options(limit=20, seeds=(0,))
+    planned = plan.runs(plan.resolve(studies.parse(tiny_study, "tiny"), options), options, lambda x: "f", lambda x: "w")
+    assert len(planned) > 1
+
+    def job(engine):
+        setting = {"estimate": None, "engines": [{"name": engine, "most_bytes": None}]}
+        return {"runs": [plan.plain(run) for run in planned], "settings": [setting] * len(planned)}
+
+    assert store.lie_apart(job("cached")) and not store.lie_apart(job("plain"))
+
+
 def test_a_process_of_its_own_makes_the_views_too(tmp_path, tiny_study):
     text = tiny_study.replace("epochs = 1", "epochs = 1\naugment = { rotation = 0.1 }\naugment_views = 3")
     options = plan.Options(limit=20, only=("output",), seeds=(0,))

@@ -106,6 +106,23 @@ def test_what_waited_for_its_time_runs_as_soon_as_a_thread_is_free():
     asyncio.run(scene())
 
 
+def test_models_take_turns():
+    async def scene():
+        scheduler, order = Scheduler(1), []
+
+        async def client(key, value):
+            async def run(feeds):
+                order.append(key)
+                return [feeds["x"]]
+
+            await scheduler.submit(key, Parameters(max_batch_size=1, largest=1), run, rows(value))
+
+        await asyncio.gather(*(client(key, value) for value, key in enumerate("aaaaabb")))
+        assert order == [*"aababaa"]
+
+    asyncio.run(scene())
+
+
 def test_a_batch_is_filled_to_an_allowed_size_with_the_last_request():
     async def scene():
         model, scheduler = Model(), Scheduler(1)

@@ -170,7 +170,7 @@ def test_a_plateau_lowers_the_learning_rate(split):
 
 def test_optimizers_are_those_of_keras():
     assert type(training.optimizer("rmsprop", 0.1)).__name__ == "RMSprop"
-    with pytest.raises(UserError, match=r"unknown optimizer 'adamm'; did you mean 'adamw?'\? There are: .*sgd"):
+    with pytest.raises(UserError, match=r"unknown optimizer 'adamm'; did you mean 'adamw?'\?"):
         training.optimizer("adamm", 0.1)
 
 

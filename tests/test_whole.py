@@ -74,6 +74,12 @@ def test_best_figures_come_from_the_artifacts_of_the_rows_own_runs():
     )
 
 
+def test_that_no_rate_keeps_the_bound_is_no_best_figure():
+    rows = [train("a", 1, 0.5)]
+    fronts(rows, [infer("a.s0", "tf_serving_grpc", 1, 0.0, 0.5, scenario="server")])
+    assert rows[0]["best_images_per_second"] is rows[0]["best_images_per_second_of"] is None
+
+
 def test_what_an_artifact_loses_is_measured_on_validation_images():
     row, int8 = train("a", 1, 0.5), {"variant": "int8", "payload": None}
     assert whole.lost(row, {"variant": "float32", "payload": None} | judged(0.5)) == (0.0, 0.0)  # its parity was proved

@@ -14,12 +14,17 @@ class UserError(Exception):
     """A mistake the user can mend; printed as one line without a traceback, exit status 2."""
 
 
+MOST_LISTED = 160  # characters of a list beside a word that is probably meant
+
+
 def nearest(asked: str, known: Iterable[str]) -> str:
-    """A clause that names the closest known word, or lists all of them."""
+    """A clause that names the closest known word, and lists all of them where that is short or none is close."""
     words = list(known)
     close = difflib.get_close_matches(asked, words, n=1, cutoff=0.6)
     listed = ", ".join(words) if words else "none"
-    return f"did you mean {close[0]!r}? There are: {listed}" if close else f"there are: {listed}"
+    if not close:
+        return f"there are: {listed}"
+    return f"did you mean {close[0]!r}?{f' There are: {listed}' if len(listed) <= MOST_LISTED else ''}"
 
 
 def lookup(table: Mapping[str, T], name: str, noun: str) -> T:

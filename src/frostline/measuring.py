@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +120,11 @@ def _jpeg(image: np.ndarray) -> bytes:
 def _stored(manifest: Job, labels: np.ndarray, results: Path) -> dict[str, np.ndarray] | None:
     """The predictions that the run left, where these are of the training that was published."""
     try:
-        with np.load(records.run_folder(results, manifest["run"]) / "predictions.npz") as kept:
+        path = records.run_folder(results, manifest["run"]) / "predictions.npz"
+        with path.open("rb") as file, np.load(file) as kept:  # which leaves a file of its own open where it is damaged
             stored = dict(kept)
             same = np.array_equal(stored["test_labels"], labels)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     top1 = (manifest.get("trained") or {}).get("test_top1")
     of_it = same and top1 is not None and abs(float(np.mean(stored["test"].argmax(axis=1) == labels)) - top1) < 1e-9

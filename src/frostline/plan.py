@@ -31,6 +31,7 @@ from frostline.studies import (
 
 PRETRAIN = "pretrain"
 OWN = "file"  # the weights that a backbone brings along which is a file
+WEIGHTS = ("none", "imagenet", OWN, PRETRAIN)  # what is no weights file's path
 ELSEWHERE = ("reported", "seeds", "weights", "drawn", "scaling", "cut")  # no identity, or part of it in another place
 
 
@@ -274,7 +275,7 @@ def _run(
         "data": plain(data),
         "freeze": {k: v for k, v in plain(freeze).items() if k not in ELSEWHERE},
         "inherit_head": inherit,
-        "weights": weights if weights in ("none", "imagenet", OWN, PRETRAIN) else digest(weights),
+        "weights": weights if weights in WEIGHTS else digest(weights),
         "pretrain": source and source.configuration,
         "limit": options.limit,
         "epochs": options.epochs,

@@ -6,8 +6,8 @@ other (the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1(2), w
 the same ones for both sides of a difference. Of S seeds S - 1 are drawn, else their part comes out (S - 1)/S times too
 small (McCarthy and Snowden 1985; Rao and Wu 1988). With three seeds no percentile of any bootstrap is a 95 % bound: the
 largest of three differences lies below the truth once in eight. So the bound is the mean plus quantile times bootstrap
-standard error (Efron and Tibshirani 1993, 12.3), Student's quantile for the part of the seeds and the normal one for
-that of the images, joined as in Howe 1974 (JASA 69, 789). Half an image is counted each way (Agresti and Min 2005):
+standard error (Efron and Tibshirani 1993, chapter 12), Student's quantile for the part of the seeds and the normal one
+for that of the images, joined as in Howe 1974 (JASA 69, 789). Half an image is counted each way (Agresti and Min 2005):
 networks that agree on all images are not equal for certain.
 
 Three seeds may agree by luck, and where trainings end in one of two ways they often do: Student's quantile would then
@@ -400,7 +400,7 @@ def _reason(verdict: Verdict, seeds: int, images: int, margin: float) -> str:
         return f"{text}; {_more(verdict.more_seeds)} would decide"
     if seeds > 1:
         return f"{text}; more seeds alone would hardly decide, {images:,} validation images are too few"
-    return text
+    return f"{text} on {images:,} validation images, and one seed says nothing of their spread"
 
 
 def _more(seeds: int) -> str:

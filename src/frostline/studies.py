@@ -256,7 +256,7 @@ def load(name: str) -> Study:
     if path.suffix != ".toml":
         path = folder() / f"{name}.toml"
         if not path.is_file():
-            raise UserError(f"unknown study {name!r}; {nearest(name, names())}; or give the path of a .toml file")
+            raise UserError(f"unknown study {name!r}, and no path of a .toml file; {nearest(name, names())}")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -691,12 +691,17 @@ def _step(cell: Row | None, mark: str) -> str:
 Column = tuple[str, Callable[[Row], str]]
 
 
+ONCE = ("first_step_seconds", "features_seconds", "process_start_seconds")  # seeds may share what these tell
+
+
 def _mean(key: str, scale: float = 1.0, digits: int = 2) -> Callable[[Row], str]:
     def show(row: Row) -> str:
         if row[key] is None:
             return row["outcome"] if row["outcome"] != "ok" else "-"
         text = f"{row[key] * scale:,.{digits}f}"
         spread = row.get(f"{key}_std")
+        if spread == 0.0 and key in ONCE:
+            return f"{text} (once)"
         return f"{text} ± {spread * scale:.{digits}f} ({len(row['seeds'])})" if spread is not None else text
 
     return show

@@ -57,8 +57,7 @@ def _collect(found: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
 def _places(exports: Path) -> list[tuple[str, str]]:
     """Models and versions; without one that an export is at work on, or was killed over: the next export removes it."""
     found = {(folder.parent.name, folder.name) for kind in KINDS for folder in _folders(exports / kind)}
-    shown = {(folder.parent.name, folder.name) for folder in _folders(exports / KINDS[-1])}
-    left = {place for place in found - shown if int(place[1]) in versions.unfinished(exports, place[0])}
+    left = {place for place in found if int(place[1]) in versions.unfinished(exports, place[0])}
     return sorted(found - left, key=lambda place: (place[0], int(place[1])))
 
 

@@ -47,9 +47,10 @@ def manifests(exports: Path, kind: str = "onnx") -> list[dict[str, Any]]:
 
 
 def unfinished(exports: Path, name: str) -> set[int]:
-    """Versions that an export is making, or was when it was killed."""
-    found = (re.fullmatch(r"\.tmp-(\d+)-.*", path.name) for path in (exports / KINDS[-1] / name).glob(".tmp-*"))
-    return {int(match[1]) for match in found if match}
+    """Versions that an export is making, or was when it was killed; what is published is none of them."""
+    folder = exports / KINDS[-1] / name
+    found = (re.fullmatch(r"\.tmp-(\d+)-.*", path.name) for path in folder.glob(".tmp-*"))
+    return {int(match[1]) for match in found if match} - _numbers(folder)
 
 
 def _numbers(folder: Path) -> set[int]:

@@ -56,14 +56,13 @@ class TestImages:
     def of(self, manifests: list[Event]) -> dict[str, str]:
         """The file of each model."""
         wanted = {m["name"]: json.dumps([m["data"], m["limit"]]) for m in manifests}
-        made = []
-        for what in set(wanted.values()) - self.paths.keys():
-            self.paths[what] = str(Path(self.folder.name) / f"{len(self.paths)}.npz")
-            data, limit = json.loads(what)
-            made.append({"data": data, "limit": limit, "path": self.paths[what]})
+        numbers = enumerate(set(wanted.values()) - self.paths.keys(), len(self.paths))
+        made = {what: str(Path(self.folder.name) / f"{number}.npz") for number, what in numbers}
         if made:
-            job = {"action": "test_images", "tests": made}
+            tests = [dict(zip(("data", "limit"), json.loads(what), strict=True), path=made[what]) for what in made]
+            job = {"action": "test_images", "tests": tests}
             base.spawn(job, self.places, "logs/test-images.txt", lambda event: None, module="frostline.measuring")
+            self.paths |= made
         return {name: self.paths[what] for name, what in wanted.items()}
 
 

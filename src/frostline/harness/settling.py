@@ -85,7 +85,7 @@ def too_little(effort: Event | None) -> bool:
 
 def little(effort: Event) -> str:
     training, timing = (duration(effort[f"{what}_seconds"]) for what in ("training", "timing"))
-    return f"all training takes at most about {training}, timing about {timing}"
+    return f"all training, compiling aside, takes about {training}, timing about {timing}"
 
 
 def shape(run: Run) -> str:

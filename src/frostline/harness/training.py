@@ -1,6 +1,7 @@
 """Trains runs group by group, each group in a fresh child."""
 
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -52,12 +53,14 @@ def train_all(pending: list[Run], settings: list[choice.Setting], places: Places
 
     When a child dies, what it left undone is tried once more, each run alone; then it is recorded as failed.
     """
-    members = [
-        Member(run, setting, f"[{number}/{done + len(pending)}] {_called(run)}")
-        for number, (run, setting) in enumerate(zip(pending, settings, strict=True), done + 1)
-    ]
+    members = [Member(run, setting, _called(run)) for run, setting in zip(pending, settings, strict=True)]
+    number = itertools.count(done + 1)
     with Progress(sum(member.epochs for member in members)) as progress:
-        for group in groups(members):
+        for unnumbered in groups(members):
+            group = [
+                dataclasses.replace(member, label=f"[{next(number)}/{done + len(pending)}] {member.label}")
+                for member in unnumbered
+            ]
             ready = [member for member in group if _may_start(member, places, progress)]
             undone, reason = _train(ready, places, progress)
             for member in undone:

@@ -106,10 +106,10 @@ def _checked(
 def _effort(
     looks: list[tuple[int, Run, Stage, dict[str, int]]], found: list[dict[str, Any]], job: dict[str, Any]
 ) -> dict[str, float]:
-    """Seconds that all training takes at most, and that timing takes: from the forward pass of what trains most.
+    """Seconds that all training takes and that timing takes, about: from the forward pass of what trains most.
 
-    Small batches cost more an image, and no row more than one that runs forward and backward through all layers. A cell
-    traces and runs a step, which is to a forward pass as training is to answering.
+    Small batches cost more an image, and few rows more than one that runs forward and backward through all layers. A
+    cell traces and runs a step, which is to a forward pass as training is to answering.
     """
     before = time.perf_counter()
     _, run, stage, _ = max(looks, key=lambda look: look[0])

@@ -220,6 +220,8 @@ def lie_apart(job: dict[str, Any]) -> bool:
     """Whether runs on the same weights may need several frontiers, which are better computed together."""
     where: dict[Any, set[tuple[str, ...]]] = {}
     for run, setting in zip(common.runs(job), job["settings"], strict=True):
+        if all(engine["name"] != "cached" for engine in setting["engines"]):
+            continue
         unknown = [{"boundary": [run.configuration]}]
         for stage in setting["estimate"] or unknown:
             where.setdefault(run.origin, set()).add(tuple(stage["boundary"]))

@@ -130,8 +130,9 @@ class Scheduler:
             if not first.ripe and len(queue.batches) == 1 and first.size < queue.limits.largest:
                 return
             queue.batches.popleft()
-            if not queue.batches:
-                del self._queues[key]  # a version that is unloaded leaves nothing behind
+            del self._queues[key]  # a version that is unloaded leaves nothing behind
+            if queue.batches:
+                self._queues[key] = queue  # behind the others, which get the next place
             self._free -= 1
             work = asyncio.get_running_loop().create_task(self._process(queue, first.tasks))
             self._running.add(work)
