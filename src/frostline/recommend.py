@@ -14,6 +14,8 @@ Three seeds may agree by luck, and where trainings end in one of two ways they o
 tell equal configurations apart in up to a fifth of the studies, not in 5 %. So a difference is called only where it
 also exceeds what the usual spread of the study's pairs would explain, their median; that the others' spread tells of a
 pair's is an idea of Tusher et al. 2001 (PNAS 98, 5116) and Smyth 2004. Asking for both cannot raise the error.
+An acceptance has no such guard: it errs in 5 % where luck is about normal, and more often where two rows alone are
+compared and trainings end in one of two ways.
 """
 
 import bisect
