@@ -291,9 +291,7 @@ UNTIMED = [CELLS[0] | {"freeze": f, "step_seconds": None, "outcome": "not timed"
 
 def test_where_auto_was_not_timed_the_caption_says_so_and_there_are_no_step_times():
     text = lines(records=[{"kind": "choice", "study": "toy", "cells": UNTIMED}, train("output", 0), train("all", 0)])
-    told = (
-        "auto was not timed, because all training, compiling aside, takes about 3 s, timing about 60 s: it is"
-    )
+    told = "auto was not timed, because all training, compiling aside, takes about 3 s, timing about 60 s: it is"
     assert f"{told} float32 with XLA off, and features wherever a part is frozen." in text
     assert not any("one training step" in line for line in text)
     some = [UNTIMED[0] | {"reason": None}, *CELLS[2:]]
