@@ -259,7 +259,7 @@ def test_an_older_version_may_be_rolled_out():
         (lambda: rollout.finish("m", ONE), "nothing to finish for m"),
         (
             lambda: rollout.finish("m", LOADED),
-            "m 2 has no label, and --finish would unload it; type: frostline rollout m to .*, or frostline rollback",
+            "m 2 has no label, and --finish would unload it; type: frostline rollout m .*, or frostline rollback m to",
         ),
         (lambda: rollout.forward("m", LOADED, [1, 2, 3], 3), "m 2 is loaded and .* type first: frostline rollback m$"),
         (lambda: rollout.back("m", ONE, [1, 2]), "m has nothing before version 1 to go back to"),
