@@ -80,7 +80,7 @@ def test_weights_that_do_not_fit_a_cut_backbone_are_refused(tmp_path):
 
 
 def test_an_unknown_cut_lists_the_layers():
-    with pytest.raises(UserError, match=r"unknown cut of residual_cnn 'relu1'; did you mean 'relu_1'\?.* block_3_pool"):
+    with pytest.raises(UserError, match=r"unknown cut of residual_cnn 'relu1'; did you mean 'relu_1'\?$"):
         cut_at("relu1")
 
 
