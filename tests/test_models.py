@@ -79,7 +79,7 @@ def test_weights_that_do_not_fit_a_cut_backbone_are_refused(tmp_path):
         models.load_weights(cut_at("relu_1"), tmp_path / "part.weights.h5", head=False, skip=set())
 
 
-def test_an_unknown_cut_lists_the_layers():
+def test_an_unknown_cut_names_the_nearest_layer():
     with pytest.raises(UserError, match=r"unknown cut of residual_cnn 'relu1'; did you mean 'relu_1'\?$"):
         cut_at("relu1")
 
