@@ -326,6 +326,12 @@ def test_pickles_of_python_3_are_read(tmp_path, protocol):
 def test_places_are_tried_in_order(tmp_path, monkeypatch):
     given, environment, keras, own = (tmp_path / n for n in ("given", "environment", "keras", "cache"))
     monkeypatch.setenv("FROSTLINE_DATA", str(environment))
+    with pytest.raises(UserError, match="--data-dir: there is no folder .*given"):
+        datasets.load(Data("cifar10"), data_dir=given)
+    given.mkdir()
+    with pytest.raises(UserError, match="FROSTLINE_DATA: there is no folder .*environment"):
+        datasets.load(Data("cifar10"), data_dir=given)
+    environment.mkdir()
     target = "datasets/cifar-10-batches-py-target"
     last_to_first = ((own, "datasets"), (keras, target), (environment, ""), (given, ""))
     for count, (place, inside) in enumerate(last_to_first, 1):

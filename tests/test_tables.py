@@ -484,11 +484,14 @@ LAYERS = [
 ]
 
 
-def listed(*stages, **how):
+def drawn(*stages, **how):
     facts = {"trainable_params": 2000, "total_params": 5000, "trainable_tensors": 4, "tensors": 10,
              "batch_norm": "mixed", "problem": None, "frontier_mode": "exact"}  # fmt: skip
-    text = tables.layers([{"freeze": "some", "stages": [{**facts, **stage} for stage in stages]}], **how)
-    return [" ".join(line.split()) for line in text.splitlines() if line]
+    return tables.layers([{"freeze": "some", "stages": [{**facts, **stage} for stage in stages]}], **how).splitlines()
+
+
+def listed(*stages, **how):
+    return [" ".join(line.split()) for line in drawn(*stages, **how) if line]
 
 
 def test_layers_of_one_group_and_state_are_one_line_and_the_frontier_is_marked():
@@ -522,9 +525,7 @@ def test_the_mode_of_a_frontier_that_is_not_exact_is_said():
 @pytest.mark.parametrize(("width", "kinds"), [(82, False), (95, True)])
 def test_layers_keep_to_the_width_of_a_terminal(width, kinds):
     stage = {"layers": LAYERS, "frontier": ["conv_2"] * 9, "feature_shapes": [[4, 4, 8]] * 9}
-    facts = {"trainable_params": 2000, "total_params": 5000, "trainable_tensors": 4, "tensors": 10}
-    facts |= {"batch_norm": "mixed", "problem": None, "frontier_mode": "exact"}
-    text = tables.layers([{"freeze": "some", "stages": [{**facts, **stage}]}], width=width).splitlines()
+    text = drawn(stage, width=width)
     assert max(map(len, text)) <= width
     assert any("2 Conv" in line and line.endswith("...") for line in text) is kinds
 

@@ -233,7 +233,7 @@ def _places(sub: argparse.ArgumentParser, *which: str) -> None:
     if "exports" in which:
         sub.add_argument("--exports", type=Path, default=Path("exports"), metavar="DIR", help="default: exports")
     if "data" in which:
-        sub.add_argument("--data-dir", type=_folder, metavar="DIR", help="where datasets are looked for first")
+        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="where datasets are looked for first")
 
 
 # -- the commands --------------------------------------------------------------------------------------
@@ -585,13 +585,6 @@ def _width() -> int | None:
 
 
 # -- values of flags -----------------------------------------------------------------------------------
-
-
-def _folder(text: str) -> Path:
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {text}")
-    return folder
 
 
 def _positive(text: str) -> int:

@@ -267,10 +267,13 @@ def _found(data: Data, data_dir: Path | None, report: Report | None) -> tuple[En
         raise UserError(f'dataset {data.dataset!r} needs the folder of the images: path = "..."')
     if data.path is not None and not entry.needs_path:
         raise UserError(f"dataset {data.dataset!r} takes no path; --data-dir says where its files are")
-    asked = [data_dir, os.environ.get("FROSTLINE_DATA")]
-    places = [Path(place).expanduser() for place in asked if place]
+    asked = {"--data-dir": data_dir, "FROSTLINE_DATA": os.environ.get("FROSTLINE_DATA")}
+    places = {name: Path(place).expanduser() for name, place in asked.items() if place}
+    for name, place in places.items():
+        if not place.is_dir():
+            raise UserError(f"{name}: there is no folder {place}")
     with _explained(data):
-        return entry, entry.files(data, places, report)
+        return entry, entry.files(data, [*places.values()], report)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 import contextlib
 import io
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +118,12 @@ def _jpeg(image: np.ndarray) -> bytes:
 def _stored(manifest: Job, labels: np.ndarray, results: Path) -> dict[str, np.ndarray] | None:
     """The predictions that the run left, where these are of the training that was published."""
     try:
-        path = records.run_folder(results, manifest["run"]) / "predictions.npz"
-        with path.open("rb") as file, np.load(file) as kept:  # which leaves a file of its own open where it is damaged
-            stored = dict(kept)
-            same = np.array_equal(stored["test_labels"], labels)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        stored = records.predictions(results, manifest["run"])
+    except records.Damaged:
         return None
+    if stored is None or not {"test", "test_labels"} <= stored.keys():
+        return None
+    same = np.array_equal(stored["test_labels"], labels)
     top1 = (manifest.get("trained") or {}).get("test_top1")
     of_it = same and top1 is not None and abs(float(np.mean(stored["test"].argmax(axis=1) == labels)) - top1) < 1e-9
     return stored if of_it else None

@@ -275,7 +275,7 @@ def _run(
         "data": plain(data),
         "freeze": {k: v for k, v in plain(freeze).items() if k not in ELSEWHERE},
         "inherit_head": inherit,
-        "weights": weights if weights in WEIGHTS else digest(weights),
+        "weights": weights if weights in WEIGHTS else _of_file(weights, digest),
         "pretrain": source and source.configuration,
         "limit": options.limit,
         "epochs": options.epochs,
@@ -302,6 +302,13 @@ def _run(
         pretrain_run=source.id if source else None,
         network=network,
     )
+
+
+def _of_file(weights: str, digest: Callable[[str], str]) -> str:
+    try:
+        return digest(weights)
+    except UserError as error:
+        raise UserError(f"{error}; weights that are no file: {nearest(weights, WEIGHTS)}") from error
 
 
 def _content(name: str, digest: Callable[[str], str]) -> str:

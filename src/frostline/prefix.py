@@ -1,6 +1,7 @@
 """The pass: what the frozen part of a network says about the images of a data set, computed once into files."""
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -62,6 +63,24 @@ class Need:
     layers: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Images on which the programs of a pass are tried, and the frontier that they are for."""
+
+    highest: Need
+    images: np.ndarray
+
+    @functools.cached_property
+    def right(self) -> list[np.ndarray]:
+        """The features by the whole network."""
+        return _call(_whole(self.highest), self.images)
+
+    def agrees(self, program: Program) -> bool:
+        """Whether features are within half the tolerance of the run's precision: each run proves it on others."""
+        found = _call(program.call, self.images)[: len(self.highest.cut.boundary)]
+        return _largest_difference(found, self.right) <= TOLERANCE[_precision(self.highest.network)] / 2
+
+
 def need(network: Network, cut: Cut, data: Mapping[str, Any]) -> Need:
     """The features that a cut of a network calls for on the images that `data` identifies."""
     assert cut.prefix is not None
@@ -107,7 +126,7 @@ def compute(
 
 def forward(need: Need, sample: np.ndarray) -> Callable[[Images], tuple[np.ndarray, ...]]:
     """The program of the pass, for images whose features are not kept; its precision is settled on a sample."""
-    program = _accurate(need, need.cut.prefix, sample)
+    program = _accurate(Sample(need, sample), need.cut.prefix)
 
     def run(images: Images) -> tuple[np.ndarray, ...]:
         answers = _batches(program.call, images, need.cut.feature_dtypes)
@@ -255,10 +274,11 @@ def _run(
     assert highest is not None
     outputs = [*highest.outputs, *(tensor for n in needs[1:] for tensor in _found(needs[0], n))]
     whole = keras.Model(highest.inputs, outputs)
-    program = _accurate(needs[0], whole, splits["train"][:SAMPLE])
+    sample = Sample(needs[0], splits["train"][:SAMPLE])
+    program = _accurate(sample, whole)
     total, done = sum(len(images) for images in splits.values()), 0
     if device.kind() != "gpu":
-        program = _fastest(needs[0], program, splits["train"], total)
+        program = _fastest(sample, program, splits["train"], total)
     dtypes = [dtype for n in needs for dtype in n.cut.feature_dtypes]
     for split, images in splits.items():
         for rows in _batches(program.call, images, dtypes):
@@ -340,22 +360,15 @@ def _program(model: Any, xla: bool, *, products: bool = False) -> Call:
     return run
 
 
-def _accurate(highest: Need, model: Any, images: np.ndarray) -> Program:
+def _accurate(sample: Sample, model: Any) -> Program:
     """The program in the run's precision if its features are well within the tolerance, else the one in float32."""
-    precision = _precision(highest.network)
+    precision = _precision(sample.highest.network)
     name = f"TensorFlow {precision}{' XLA' if _compiled() else ''}"
     program = Program(name, model, _program(model, _compiled()))
-    if precision == "float32" or _agrees(highest, program, images):
+    if precision == "float32" or sample.agrees(program):
         return program
-    exact = _exact(highest, model)
+    exact = _exact(sample.highest, model)
     return Program("TensorFlow float32", exact, _program(exact, False))
-
-
-def _agrees(highest: Need, program: Program, images: np.ndarray) -> bool:
-    """Whether features are within half the tolerance of the run's precision: each run proves it again on others."""
-    found = _call(program.call, images)[: len(highest.cut.boundary)]
-    whole = _call(_whole(highest), images)
-    return _largest_difference(found, whole) <= TOLERANCE[_precision(highest.network)] / 2
 
 
 def _exact(highest: Need, model: Any) -> Any:
@@ -363,7 +376,7 @@ def _exact(highest: Need, model: Any) -> Any:
     return part(models.standard(highest.network.model), [x._keras_history.operation.name for x in model.outputs])
 
 
-def _fastest(highest: Need, known: Program, images: Images, total: int) -> Program:
+def _fastest(sample: Sample, known: Program, images: Images, total: int) -> Program:
     """Another program in place of TensorFlow's for a long pass, if it is faster and its features agree.
 
     They agree within half the tolerance of the run's precision; a program that cannot be made is left out.
@@ -378,7 +391,7 @@ def _fastest(highest: Need, known: Program, images: Images, total: int) -> Progr
         return Program(f"{known.name}, im2col", known.model, _program(known.model, False, products=True))
 
     def onnx() -> Program:
-        exact = _exact(highest, known.model)
+        exact = _exact(sample.highest, known.model)
         return Program("ONNX Runtime float32", exact, _onnx(exact, threads=1 if _calls_at_once() > 1 else 0))
 
     tries = [(TRY_IM2COL_SECONDS, products)] if im2col.concerns(known.model) else []
@@ -387,7 +400,7 @@ def _fastest(highest: Need, known: Program, images: Images, total: int) -> Progr
             continue
         try:
             other = make()
-            if _agrees(highest, other, images[:SAMPLE]) and (taken := _seconds(other.call, calls)) < seconds:
+            if sample.agrees(other) and (taken := _seconds(other.call, calls)) < seconds:
                 best, seconds = other, taken
         except Exception as error:  # whatever the converter or the session refuses
             print(f"{make.__name__} cannot run this pass: {error}", flush=True)

@@ -335,22 +335,19 @@ def _read(results: Path, finished: Mapping[str, Sequence[Row]]) -> tuple[dict[st
 
 def _predictions(results: Path, run: str) -> tuple[list[str], Any] | None:
     """The keys of a run's validation images and which of them it gets right; None where it left none."""
-    import zipfile
-    import zlib
-
-    import numpy as np
-
-    path = records.run_folder(results, run) / "predictions.npz"
-    if not path.is_file():
-        return None
+    again = "run its study again with --fresh"
     try:
-        with np.load(path) as kept:
-            right = kept["validation"].argmax(axis=1) == kept["validation_labels"]
-            keys = kept["validation_keys"].tolist()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {error}; run its study again with --fresh") from error
+        kept = records.predictions(results, run)
+        if kept is None:
+            return None
+        right = kept["validation"].argmax(axis=1) == kept["validation_labels"]
+        keys = kept["validation_keys"].tolist()
+    except records.Damaged as error:
+        raise UserError(f"{error}; {again}") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f"cannot read the predictions of {run}: {error}; {again}") from error
     if not len(keys) or right.shape != (len(keys),):
-        raise UserError(f"{path} does not hold one answer for each validation image; run its study again with --fresh")
+        raise UserError(f"the predictions of {run} are not one for each validation image; {again}")
     return keys, right
 
 

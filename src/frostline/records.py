@@ -30,6 +30,27 @@ def run_folder(results: Path, run: str) -> Path:
     return results / "runs" / run
 
 
+class Damaged(Exception):
+    """Predictions that cannot be read."""
+
+
+def predictions(results: Path, run: str) -> dict[str, Any] | None:
+    """Probabilities, labels and keys of images that a run left, by name; None where it left none. Raises Damaged."""
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    path = run_folder(results, run) / "predictions.npz"
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file) as kept:  # which leaves a file of its own open where it is damaged
+            return dict(kept)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Damaged(f"cannot read {path}: {error}") from error
+
+
 def weights_file(results: Path, run: str) -> Path:
     """The weights that a finished run leaves."""
     return run_folder(results, run) / "weights.weights.h5"

@@ -303,9 +303,10 @@ def _layer_table(stage: Row, each: bool, width: int | None) -> str:
     if width:
         others = _tabulate([line[:-1] for line in lines], headers[:-1], Form("plain"), right=(3,))
         room = width - max(map(len, others.split("\n"))) - 4  # two between, and two that tabulate keeps behind a header
-        kinds = int(room >= 10)
-        lines = [[*line[:-1], *[_cut(line[-1], room)][:kinds]] for line in lines]
-        headers = headers[: 6 + kinds]
+        if room < 10:
+            lines, headers = [line[:-1] for line in lines], headers[:-1]
+        else:
+            lines = [[*line[:-1], _cut(line[-1], room)] for line in lines]
     text = _tabulate(lines, headers, Form("plain"), right=(3,)).split("\n")
     mode = "" if stage["frontier_mode"] == "exact" else f" ({stage['frontier_mode']})"
     where = f"frontier{mode}: {_frontier(stage)}" if stage["frontier"] else "no frontier: every step runs all layers"

@@ -188,9 +188,8 @@ def train(
         lesson = _Lesson(stage, number, seed, train, validation, views)
         cut = _cut(network, stage, engines[number - 1]) if engines else None
         features, of_views = _features(cut, views, source, view_source) if cut else (None, None)
-        shared = sharing(cut, features, number) if cut and features and not views else None
-        model = cut.suffix if cut else network.model
-        if shared:
+        model, shared = cut.suffix if cut else network.model, None
+        if cut and features and not views and (shared := sharing(cut, features, number)):
             model, features, of_views = shared.rest, shared.features, shared.of_epochs
         compile_model(model, stage, xla, network.head.label_smoothing)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)

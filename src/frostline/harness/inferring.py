@@ -22,12 +22,13 @@ def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *
     failures = 0
     with Progress(len(ways), "runtimes", left=False) as progress, TestImages(places) as tests:
         for way in ways:
-            progress.show(f"measuring {way.label}")
             found = exporting.manifests(places.exports, runtimes.RUNTIMES[way.runtime].kind)
             entries = [m for m in found if models is None or m["name"] in models]
             entries = [m for m in entries if matrix.tried(way, m)]
             wanted = {m["name"]: matrix.missing(way, m, told) for m in entries}
             todo = [m for m in entries if wanted[m["name"]]]
+            if todo:
+                progress.show(f"measuring {way.label}")
             for manifest in todo:
                 if reason := way.reason or matrix.refused(way, manifest):
                     _record_unmeasured([manifest], way, wanted, "skipped", reason, places)

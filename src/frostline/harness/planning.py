@@ -19,7 +19,7 @@ from frostline import (
     search,
     studies,
 )
-from frostline.errors import UserError, nearest
+from frostline.errors import UserError
 from frostline.harness import base, books
 from frostline.harness.base import Event, Places
 from frostline.plan import Options, Run
@@ -76,8 +76,7 @@ def plan_runs(
             if path not in hashed:
                 hashed[path] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
         except OSError as error:
-            meant = "" if Path(path).suffix else f"; {nearest(path, plan.WEIGHTS)}"
-            raise UserError(f"cannot read the network or weights file {path}: {error.strerror}{meant}") from error
+            raise UserError(f"cannot read the network or weights file {path}: {error.strerror}") from error
         return hashed[path]
 
     with Progress(1, "downloads") as progress:

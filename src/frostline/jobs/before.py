@@ -168,7 +168,7 @@ def check_weights(run: Run, network: models.Network) -> None:
     """Refuse weights that do not exist or do not fit, before any run starts; raises UserError."""
     weights = run.freeze.weights
     backbones.check_weights(run.backbone.name, weights, network.model.input_shape[1])
-    if weights not in (None, "none", "imagenet", plan.OWN, plan.PRETRAIN):
+    if weights is not None and weights not in plan.WEIGHTS:
         models.load_weights(network, Path(weights), head=run.inherit_head, skip=set())
 
 
