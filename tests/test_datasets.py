@@ -326,10 +326,10 @@ def test_pickles_of_python_3_are_read(tmp_path, protocol):
 def test_places_are_tried_in_order(tmp_path, monkeypatch):
     given, environment, keras, own = (tmp_path / n for n in ("given", "environment", "keras", "cache"))
     monkeypatch.setenv("FROSTLINE_DATA", str(environment))
-    with pytest.raises(UserError, match="--data-dir: there is no folder .*given"):
+    with pytest.raises(UserError, match=r"--data-dir: there is no folder .*given"):
         datasets.load(Data("cifar10"), data_dir=given)
     given.mkdir()
-    with pytest.raises(UserError, match="FROSTLINE_DATA: there is no folder .*environment"):
+    with pytest.raises(UserError, match=r"FROSTLINE_DATA: there is no folder .*environment"):
         datasets.load(Data("cifar10"), data_dir=given)
     environment.mkdir()
     target = "datasets/cifar-10-batches-py-target"
