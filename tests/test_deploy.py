@@ -274,8 +274,8 @@ def everything():
     """Every state that commands can lead to from one served version, with three published, and each step there."""
     published, known = [1, 2, 3], {Served((2,), 2, 2)}
     steps = [lambda now, v=v: rollout.forward("m", now, published, v) for v in (None, *published)]
-    steps += [lambda now: rollout.promote("m", now), lambda now: rollout.finish("m", now),
-              lambda now: rollout.back("m", now, published)]  # fmt: skip
+    steps += [lambda now, given: rollout.promote("m", now), lambda now, given: rollout.finish("m", now),
+              lambda now, given: rollout.back("m", now, published)]  # fmt: skip
     moves, said, fresh = [], [], list(known)
     while fresh:
         now = fresh.pop()
@@ -347,7 +347,7 @@ def test_without_a_server_each_command_is_one_step(exports, capsys):
 def test_a_label_is_not_moved_before_a_server_can_have_loaded_its_version(exports):
     deploy.bundle(exports)
     publish(exports, "tiny", 2)
-    step = lambda now: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    step = lambda now, given: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
     deploy.take(exports, "tiny", step, None, print)
     written = (exports / "serving" / "models.config").stat().st_mtime
     with pytest.raises(UserError, match=r"has not loaded tiny 2 yet would refuse .* again in 20 s"):
@@ -394,14 +394,14 @@ def test_a_file_that_was_changed_by_hand(exports):
     config.set_served(entry, PROMOTED)
     config.write(path, whole)
     with pytest.raises(UserError, match="old of tiny means version 1; move that label"):
-        deploy.take(exports, "tiny", lambda now: rollout.finish("tiny", now), None, print)
+        deploy.take(exports, "tiny", lambda now, given: rollout.finish("tiny", now), None, print)
     entry.model_version_policy.latest.num_versions = 2
     config.write(path, whole)
     with pytest.raises(UserError, match="needs `specific` versions"):
-        deploy.take(exports, "tiny", lambda now: rollout.finish("tiny", now), None, print)
+        deploy.take(exports, "tiny", lambda now, given: rollout.finish("tiny", now), None, print)
     path.write_text("model_config_list { confg {} }")
     with pytest.raises(UserError, match="no field named"):
-        deploy.take(exports, "tiny", lambda now: rollout.finish("tiny", now), None, print)
+        deploy.take(exports, "tiny", lambda now, given: rollout.finish("tiny", now), None, print)
 
 
 def test_a_write_that_fails_leaves_the_old_file(exports, monkeypatch):
@@ -414,7 +414,7 @@ def test_a_write_that_fails_leaves_the_old_file(exports, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     publish(exports, "tiny", 2)
     with pytest.raises(OSError, match="disk full"):
-        deploy.take(exports, "tiny", lambda now: rollout.forward("tiny", now, [1, 2], None), None, print)
+        deploy.take(exports, "tiny", lambda now, given: rollout.forward("tiny", now, [1, 2], None), None, print)
     assert before == (sorted(os.listdir(exports / "serving")), (exports / "serving" / "models.config").read_text())
 
 
@@ -456,12 +456,14 @@ def test_with_a_server_a_rollout_goes_on_to_its_label(exports):
     deploy.bundle(exports)
     publish(exports, "tiny", 2)
     polling, said = Polling(exports), []
-    deploy.take(exports, "tiny", lambda now: rollout.forward("tiny", now, [1, 2], None), polling.server(), said.append)
+    deploy.take(
+        exports, "tiny", lambda now, given: rollout.forward("tiny", now, [1, 2], None), polling.server(), said.append
+    )
     assert served(exports) == CANARY and polling.labels == {"stable": 1, "canary": 2}
     assert said[-1] == "Next: frostline rollout tiny --promote" and "At its next poll" not in "".join(said)
-    deploy.take(exports, "tiny", lambda now: rollout.promote("tiny", now), polling.server(), said.append)
-    deploy.take(exports, "tiny", lambda now: rollout.finish("tiny", now), polling.server(), said.append)
-    deploy.take(exports, "tiny", lambda now: rollout.back("tiny", now, [1, 2]), polling.server(), said.append)
+    deploy.take(exports, "tiny", lambda now, given: rollout.promote("tiny", now), polling.server(), said.append)
+    deploy.take(exports, "tiny", lambda now, given: rollout.finish("tiny", now), polling.server(), said.append)
+    deploy.take(exports, "tiny", lambda now, given: rollout.back("tiny", now, [1, 2]), polling.server(), said.append)
     assert served(exports) == LOADED and polling.labels == {"stable": 1, "canary": 1}
 
 
@@ -485,8 +487,8 @@ def test_what_is_said_to_type_next_works_as_printed(exports, monkeypatch, capsys
         states.append(served(exports))
         line = capsys.readouterr().out.partition("Next: ")[2]
     assert states == [CANARY, PROMOTED, TWO]
-    assert deploy.flags(Path("my exports"), None) == " --exports 'my exports'"
-    assert deploy.flags(Path("exports"), None) == ""
+    assert rollout.flags(Path("my exports"), None) == " --exports 'my exports'"
+    assert rollout.flags(Path("exports"), None) == ""
 
 
 def test_a_version_that_cannot_be_loaded_gets_no_label(exports):
@@ -494,7 +496,9 @@ def test_a_version_that_cannot_be_loaded_gets_no_label(exports):
     publish(exports, "tiny", 2)
     polling = Polling(exports, broken=[2])
     with pytest.raises(UserError, match=r"tiny 2 could not be loaded: no such op; type: frostline rollback tiny .*url"):
-        deploy.take(exports, "tiny", lambda now: rollout.forward("tiny", now, [1, 2], None), polling.server(), print)
+        deploy.take(
+            exports, "tiny", lambda now, given: rollout.forward("tiny", now, [1, 2], None), polling.server(), print
+        )
     assert served(exports) == LOADED and polling.labels == {"stable": 1, "canary": 1}
 
 
@@ -509,7 +513,7 @@ class Meanwhile(Polling):
         if self.holds:
             return super().sleep(seconds)
         published = deploy.versions(self.exports, self.model)
-        step = lambda now: rollout.forward(self.model, now, published, None)  # noqa: E731
+        step = lambda now, given: rollout.forward(self.model, now, published, None)  # noqa: E731
         deploy.take(self.exports, self.model, step, None, lambda line: None)
         self.holds = {1}
 
@@ -518,7 +522,7 @@ def test_what_others_wrote_while_a_rollout_waited_is_kept(exports):
     deploy.bundle(exports)
     for model, version in (("tiny", 2), ("pets.all", 13)):
         publish(exports, model, version)
-    step = lambda now: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    step = lambda now, given: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
     deploy.take(exports, "tiny", step, Meanwhile(exports, "pets.all").server(), print)
     assert served(exports) == CANARY and served(exports, "pets.all").versions == (12, 13)
 
@@ -526,7 +530,7 @@ def test_what_others_wrote_while_a_rollout_waited_is_kept(exports):
 def test_two_rollouts_of_one_model_do_not_mix(exports):
     deploy.bundle(exports)
     publish(exports, "tiny", 2)
-    step = lambda now: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    step = lambda now, given: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
     with pytest.raises(UserError, match="somebody else changed tiny meanwhile; it is versions 1, 2; stable is 1"):
         deploy.take(exports, "tiny", step, Meanwhile(exports, "tiny").server(), print)
     assert served(exports) == LOADED
@@ -536,6 +540,6 @@ def test_a_server_that_does_not_poll_is_not_waited_for_for_ever(exports):
     deploy.bundle(exports)
     publish(exports, "tiny", 2)
     polling = Polling(exports)
-    step = lambda now: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    step = lambda now, given: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
     with pytest.raises(UserError, match="tiny 2 is unknown after 1 s; does it poll"):
         deploy.take(exports, "tiny", step, polling.server(timeout=1.0), print)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from frostline import children, cli, jobs
+from frostline import children, cli, datasets, jobs
 
 STUDY = """
 title = "Tiny"
@@ -194,6 +194,13 @@ def test_mistakes_are_found_before_the_first_run(tmp_path, no_child, change, mes
     assert cli.main(["run", str(tmp_path / "wrong.toml"), "--results", str(tmp_path / "none"), *FLAGS]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "none" / "records.jsonl").exists()
+
+
+def test_an_unknown_optimizer_is_found_before_images_are_read(tmp_path, no_child, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "load", lambda *args, **kwargs: pytest.fail("images were read"))
+    (tmp_path / "wrong.toml").write_text(STUDY.replace('optimizer = "sgd"', 'optimizer = "sdg"'))
+    assert cli.main(["run", str(tmp_path / "wrong.toml"), "--results", str(tmp_path / "none"), *FLAGS]) == 2
+    assert "[[freeze]] 'output': unknown optimizer 'sdg'" in capsys.readouterr().err
 
 
 def test_kill_minus_nine_loses_no_finished_run_and_leaves_no_child(place):

@@ -393,9 +393,9 @@ CHECKED = {
     "mixed": "mixed_bfloat16",
     "effort": {"training_seconds": 900.0, "timing_seconds": 60.0},
     "configurations": [
-        {"freeze": name, "variant": variant, "size": 32, "classes": 2, "images": {}, "untimed": [stage()]}
+        {"freeze": name, "model": f"tiny.{name}{variant}", "size": 32, "classes": 2, "images": {}, "untimed": [stage()]}
         for name in ("output", "all")
-        for variant in ("", "cached", "plain")
+        for variant in ("", ".cached", ".plain")
     ],
 }
 
@@ -444,6 +444,19 @@ def test_step_times_are_measured_once_and_kept(places, open_runs, monkeypatch):
     assert len(cells) == 4 * 2 and {c["freeze"] for c in cells} == {"output", "all"}
     monkeypatch.setattr(base, "spawn", answering(lambda *args, **kwargs: pytest.fail("measured twice")))
     assert settle(open_runs, places) == cells
+
+
+def test_a_dry_run_says_what_an_earlier_command_chose(places, open_runs, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(base, "spawn", answering(FakeTimer()))
+    assert "as an earlier" not in harness._auto(open_runs, open_runs, CHECKED, places)
+    cells = settle(open_runs, places)
+    told = "as an earlier command chose: float32 with XLA off"
+    assert harness._auto(open_runs, open_runs, CHECKED, places) == told
+    faster = {("float32", "on", "all"): [stage() | {"seconds": 1.0}]}
+    cells = [c | {"stages": faster.get((c["precision"], c["xla"], c["freeze"]), c["stages"])} for c in cells]
+    rows = settling.chosen({"cells": cells, "device": "cpu"}, open_runs)
+    assert rows == "float32 with XLA off for output; float32 with XLA on for all"
 
 
 def interrupted(after):

@@ -8,7 +8,7 @@ from frostline import device, plan, studies
 from frostline.jobs import before
 from frostline.plan import Options
 
-SHAPES = {"output ": {"images": {"train": 1000}}}
+SHAPES = {"tiny.output": {"images": {"train": 1000}}}
 
 
 @pytest.fixture

@@ -569,5 +569,6 @@ def test_the_whole_in_one_table_with_its_fronts():
     ]
     by_name = {r["freeze"]: r for r in json.loads(tables.render(RECORDS, "json")) if r["kind"] == "train"}
     assert [by_name[name]["pareto_train"] for name in ("output", "all", "broken")] == [True, False, None]
+    assert "time, latency (one seed) |" in "\n".join(lines(records=[r for r in RECORDS if r.get("seed") != 1]))
     dagger = [{**r, "protocol": "document"} for r in RECORDS if r["kind"] == "train"]
     assert "Rows validated on test are on no front." in lines(records=dagger)

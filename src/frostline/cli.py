@@ -542,9 +542,7 @@ def rollout(args: argparse.Namespace) -> int:
     """Write the next step of a rollout into models.config."""
     from frostline import deploy
 
-    given = deploy.flags(args.exports, args.url)
-
-    def step(now: "Served") -> "Step":
+    def step(now: "Served", given: str) -> "Step":
         if args.promote:
             return deploy.promote(args.model, now, given)
         if args.finish:
@@ -558,11 +556,13 @@ def rollback(args: argparse.Namespace) -> int:
     """Write one step back into models.config."""
     from frostline import deploy
 
-    given = deploy.flags(args.exports, args.url)
-    return _take(args, lambda now: deploy.back(args.model, now, deploy.versions(args.exports, args.model), given))
+    return _take(
+        args,
+        lambda now, given: deploy.back(args.model, now, deploy.versions(args.exports, args.model), given),
+    )
 
 
-def _take(args: argparse.Namespace, step: Callable[["Served"], "Step"]) -> int:
+def _take(args: argparse.Namespace, step: Callable[["Served", str], "Step"]) -> int:
     from frostline import client, deploy
 
     if not args.url:

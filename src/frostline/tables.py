@@ -450,7 +450,8 @@ def _whole_table(study: str, train: list[Row], form: Form) -> list[str]:
 
 def _fronts(row: Row) -> str:
     on = [name for name, key in (("time", "pareto_train"), ("latency", "pareto_latency")) if row[key]]
-    return ", ".join(on) or "-"
+    few = " (one seed)" if len(row["seeds"]) == 1 else ""
+    return f"{', '.join(on)}{few}" if on else "-"
 
 
 def _everything(train: list[Row]) -> Row | None:

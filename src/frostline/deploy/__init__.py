@@ -2,7 +2,7 @@
 
 from frostline.deploy.bundling import bundle, published
 from frostline.deploy.config import Served
-from frostline.deploy.rollout import Server, Step, back, finish, flags, forward, promote, take, versions
+from frostline.deploy.rollout import Server, Step, back, finish, forward, promote, take, versions
 
 __all__ = [
     "Served",
@@ -11,7 +11,6 @@ __all__ = [
     "back",
     "bundle",
     "finish",
-    "flags",
     "forward",
     "promote",
     "published",

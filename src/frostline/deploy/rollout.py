@@ -171,14 +171,15 @@ def versions(exports: Path, model: str) -> list[int]:
 def take(
     exports: Path,
     model: str,
-    next_step: Callable[[Served], Step],
+    next_step: Callable[[Served, str], Step],
     server: Server | None,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.time,
 ) -> None:
     """Write one step into models.config; where a server can be waited for, go on from a load to the label.
 
-    Raises UserError where a step makes no sense, and where the server does not follow within its time.
+    `next_step` is one of the above, given what is served and the `flags` of the command. Raises UserError where a step
+    makes no sense, and where the server does not follow within its time.
     """
     path = exports / "serving" / config.FILE
     given = flags(exports, server.connection.url if server else None)
@@ -187,7 +188,7 @@ def take(
         whole = config.read(path)
         entry = config.entry(whole, model)
         now = config.served(entry)
-        step = next_step(now)
+        step = next_step(now, given)
         _check(exports, model, step.state)
         if server:  # it refuses labels of versions that it does not hold
             _wait(server, model, {step.state.stable, step.state.canary}, {}, given)

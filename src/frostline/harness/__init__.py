@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 
 from frostline import choice, machine, matrix, plan, records
 from frostline.harness import base, books, inferring, planning, publishing, settling, training
@@ -69,29 +70,29 @@ def dry_run(name: str, options: Options, places: Places) -> list[Event]:
     digests: planning.Digests = {}
     planned = planning.plan_runs(study, options, places, known, digests)
     everything = planning.plan_runs(study, dataclasses.replace(options, only=()), places, known, digests)
-    names = [(run.freeze.name, run.variant) for run in planned]
+    seeds = Counter(run.model for run in planned)
     searches = {run.freeze.name: plan.heading(run)["search"] for run in planned}
-    asked = set(map(settling.shape, planned))
-    checked = planning.look(everything, places, where=name, estimate=asked, timing=choice.needed(planned))
+    checked = planning.look(everything, places, where=name, estimate=set(seeds), timing=choice.needed(planned))
     return [
         {
             **c,
-            "seeds": names.count((c["freeze"], c["variant"])),
+            "seeds": seeds[c["model"]],
             "search": searches[c["freeze"]],
-            "auto": _auto(everything, checked, places),
+            "auto": _auto(everything, planned, checked, places),
         }
         for c in checked["configurations"]
         if c["estimate"]
     ]
 
 
-def _auto(everything: list[Run], checked: Event, places: Places) -> str | None:
+def _auto(everything: list[Run], planned: list[Run], checked: Event, places: Places) -> str | None:
     """How a command that trains would settle what is `auto`."""
-    key, effort = choice.key(everything), checked["effort"]
+    effort = checked["effort"]
     if not effort:
         return None
-    if any(r["kind"] == "choice" and r["key"] == key for r in records.read(places.results)):
-        return "chosen by an earlier command, whose choice is taken"
+    kept = settling.kept(choice.key(everything), records.read(places.results))
+    if kept and not choice.lacking(everything, kept["cells"], checked["mixed"]):
+        return f"as an earlier command chose: {settling.chosen(kept, planned)}"
     if settling.too_little(effort):
         return f"not timed, because {settling.little(effort)}: {choice.described(checked['device'], checked['mixed'])}"
     cells = len(choice.lacking(everything, [], checked["mixed"]))

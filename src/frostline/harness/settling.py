@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from frostline import children, choice, machine, plan, records
@@ -22,17 +22,31 @@ def settle(
     """
     key = choice.key(everything)
     told = [] if fresh else records.read(places.results)
-    kept = next((r for r in reversed(told) if r["kind"] == "choice" and r["key"] == key), None)
+    made = kept(key, told)
     proven = {r["configuration"] for r in told if r["kind"] == "train" and r["outcome"] == "ok"}
-    whole = kept and "mixed" in kept and not choice.lacking(everything, kept["cells"], kept["mixed"])
-    if kept and whole and proven.issuperset(run.configuration for run in pending):
-        return kept["cells"], kept["device"]
-    there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (kept["cells"] if kept else [])
+    whole = made and "mixed" in made and not choice.lacking(everything, made["cells"], made["mixed"])
+    if made and whole and proven.issuperset(run.configuration for run in pending):
+        return made["cells"], made["device"]
+    there = [r["cell"] for r in told if r["kind"] == "cell" and r["key"] == key] + (made["cells"] if made else [])
     asked = choice.needed(pending)
     checked = planning.preflight(everything, places, where=where, timing=asked and not there)
-    if not asked or (kept and not choice.lacking(everything, kept["cells"], checked["mixed"])):
-        return kept["cells"] if kept else [], checked["device"]
+    if not asked or (made and not choice.lacking(everything, made["cells"], checked["mixed"])):
+        return made["cells"] if made else [], checked["device"]
     return choose(everything, key, checked, there, places), checked["device"]
+
+
+def kept(key: str, told: Sequence[Event]) -> Event | None:
+    """The newest choice under a key among records."""
+    return next((r for r in reversed(told) if r["kind"] == "choice" and r["key"] == key), None)
+
+
+def chosen(made: Event, planned: list[Run]) -> str:
+    """What a choice means for each row, in words."""
+    rows: dict[str, list[str]] = {}
+    for run in {run.freeze.name: run for run in planned}.values():
+        setting = choice.pick(made["cells"], run, made["device"])
+        rows.setdefault(f"{setting.precision} with XLA {setting.xla}", []).append(run.freeze.name)
+    return "; ".join(what if len(rows) == 1 else f"{what} for {', '.join(names)}" for what, names in rows.items())
 
 
 def choose(planned: list[Run], key: str, checked: Event, there: list[Event], places: Places) -> list[Event]:
@@ -42,7 +56,7 @@ def choose(planned: list[Run], key: str, checked: Event, there: list[Event], pla
     distinct: dict[str, Run] = {}
     for (_, timing), run in rows.items():
         distinct.setdefault(timing, run)
-    shapes = {f"{c['freeze']} {c['variant']}": c for c in checked["configurations"]}
+    shapes = {c["model"]: c for c in checked["configurations"]}
     cells = there + _untimed(planned, distinct, shapes, checked)
     todo = choice.lacking(planned, cells, checked["mixed"])
     cells += measure_steps(planned, distinct, todo, cells, shapes, key, places)
@@ -69,7 +83,7 @@ def _untimed(planned: list[Run], distinct: dict[str, Run], shapes: dict[str, Eve
     reason = little(effort) if all_of_them else None
     cells = []
     for timing, run in distinct.items():
-        stages = shapes[shape(run)]["untimed"]
+        stages = shapes[run.model]["untimed"]
         engine = choice.engine([stage["engine"] for stage in stages])
         if all_of_them or (engine == "plain" and timing not in open_ones):
             precision, xla = choice.default(checked["device"], checked["mixed"])
@@ -86,10 +100,6 @@ def too_little(effort: Event | None) -> bool:
 def little(effort: Event) -> str:
     training, timing = (duration(effort[f"{what}_seconds"]) for what in ("training", "timing"))
     return f"all training, compiling aside, takes about {training}, timing about {timing}"
-
-
-def shape(run: Run) -> str:
-    return f"{run.freeze.name} {run.variant}"
 
 
 def measure_steps(

@@ -51,6 +51,9 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
     known: dict[tuple[str, ...], float] = {}
     base = machine.peak_memory_bytes() or 0
     last = None
+    for run in common.runs(job):  # before images are read, which may take long
+        with _row_named(job["where"], run):
+            _check_optimizers(run)
     for run in common.runs(job):
         emit("checking", freeze=run.freeze.name)
         dataset = common.load(plan.whole(run.data), common.data_dir(job), run.limit)
@@ -61,7 +64,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
                 network, looked, last = *_checked(run, dataset, job), alike
             images = {name: len(split) for name, split in common.splits(datasets.part(dataset, run.data)[1]).items()}
             images["pass"] = sum(map(len, common.splits(dataset).values()))
-            timed = _estimate(network, run, images, "off", known) if _name(run) in job["estimate"] else None
+            timed = _estimate(network, run, images, "off", known) if run.model in job["estimate"] else None
             untimed = None if job["layers"] else _estimate(network, run, images, "off", None)
         masks, stages = zip(*looked, strict=True)
         mask, stage = max(zip(masks, run.freeze.stages, strict=True), key=lambda pair: pair[0].trainable_params)
@@ -70,6 +73,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             {
                 "freeze": run.freeze.name,
                 "variant": run.variant,
+                "model": run.model,
                 "stages": list(stages),
                 "classes": len(dataset.class_names),
                 "size": dataset.train.images.shape[1],
@@ -98,8 +102,6 @@ def _checked(
     device.seed_everything(run.seed)
     network = common.build(run, dataset)
     check_weights(run, network)
-    for name in sorted(search.optimizers(run.freeze)):
-        training.optimizer(name, 1e-3)
     return network, [_look(network, run, stage, job) for stage in run.freeze.stages]
 
 
@@ -142,7 +144,6 @@ def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) 
 
     Where `layers` are asked for, a rule that matches nothing is a `problem`, told beside the layers there are.
     """
-    training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
     if stage.frontier != "exact" and run.engine == "plain":
         raise UserError(f'frontier = "{stage.frontier}" needs features; give engine = "auto"')
     problem = None
@@ -162,6 +163,14 @@ def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) 
         told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
         told |= {"frontier_mode": cut.mode, "problem": problem}
     return mask, told
+
+
+def _check_optimizers(run: Run) -> None:
+    """Refuse an optimizer that Keras does not have, or a momentum it does not take; raises UserError."""
+    for stage in run.freeze.stages:
+        training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
+    for name in sorted(search.optimizers(run.freeze)):
+        training.optimizer(name, 1e-3)
 
 
 def check_weights(run: Run, network: models.Network) -> None:
@@ -244,18 +253,10 @@ def _not_worth_xla(
         return ""
     if slower or {cost["engine"] for cost in off} != {"cached"}:
         return slower
-    images = _shape(run, job)["images"]["train"]
+    images = job["shapes"][run.model]["images"]["train"]
     counts = [stage.epochs * math.ceil(images / stage.batch_size) for stage in run.freeze.stages]
     seconds = count * sum(cost["step_seconds"] * n for cost, n in zip(off, counts, strict=True))
     return f"all its steps take {seconds:.0f} s without it" if seconds < TRY_XLA_SECONDS else ""
-
-
-def _shape(run: Run, job: dict[str, Any]) -> dict[str, Any]:
-    return job["shapes"][_name(run)]
-
-
-def _name(run: Run) -> str:
-    return f"{run.freeze.name} {run.variant}"
 
 
 def _time(
@@ -263,7 +264,7 @@ def _time(
 ) -> list[dict[str, Any]]:
     """Time one configuration; returns the cost of each of its stages."""
     device.seed_everything(run.seed)
-    shape = _shape(run, job)
+    shape = job["shapes"][run.model]
     network = models.build(run.backbone, run.freeze.head, run.data.scaling, shape["size"], shape["classes"])
     try:
         found = _estimate(network, run, shape["images"], xla, known)

@@ -110,6 +110,7 @@ class Models:
                 await asyncio.sleep(self._flags.load_retry_interval_micros / 1e6)
             if not version.wanted:
                 break
+            say(f"loading {about}")
             try:
                 version.servable = await loop.run_in_executor(self._loader, self._load, name, number, path)
             except Exception as error:
