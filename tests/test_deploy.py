@@ -274,8 +274,8 @@ def everything():
     """Every state that commands can lead to from one served version, with three published, and each step there."""
     published, known = [1, 2, 3], {Served((2,), 2, 2)}
     steps = [lambda now, v=v: rollout.forward("m", now, published, v) for v in (None, *published)]
-    steps += [lambda now, given: rollout.promote("m", now), lambda now, given: rollout.finish("m", now),
-              lambda now, given: rollout.back("m", now, published)]  # fmt: skip
+    steps += [lambda now: rollout.promote("m", now), lambda now: rollout.finish("m", now),
+              lambda now: rollout.back("m", now, published)]  # fmt: skip
     moves, said, fresh = [], [], list(known)
     while fresh:
         now = fresh.pop()
