@@ -306,6 +306,14 @@ def test_a_missing_file_and_a_name_that_cannot_be_a_model(tmp_path, tiny_study):
         studies.load(str(odd))
 
 
+def test_a_share_of_zero_switches_off_what_is_inherited(tiny_study):
+    text = tiny_study.replace("epochs = 1", 'epochs = 1\noptimizer = "sgd"\nmomentum = 0.9\naugment = { zoom = 0.1 }')
+    text = text.replace('name = "output"', 'name = "output"\nmomentum = 0\naugment = { zoom = 0.0 }', 1)
+    output, everything = (freeze.stages[0] for freeze in parse(text).freeze)
+    assert (output.momentum, output.augment) == (0.0, None)
+    assert (everything.momentum, everything.augment) == (0.9, Augment(zoom=0.1))
+
+
 @pytest.mark.parametrize("name", studies.names())
 def test_every_study_of_the_suite_is_read(name):
     study = studies.load(name)

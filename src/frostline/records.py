@@ -112,7 +112,9 @@ def append(results: Path, record: dict[str, Any]) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space, or choose --results DIR") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space, or give another results folder"
+        ) from error
 
 
 def read(results: Path) -> list[dict[str, Any]]:
@@ -143,9 +145,11 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         record = json.loads(line)
         schema = int(record["schema"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where} is not a frostline record; move the file away, or choose --results DIR") from error
+        raise UserError(
+            f"{where} is not a frostline record; move the file away, or give another results folder"
+        ) from error
     if schema != SCHEMA:
-        advice = "upgrade frostline" if schema > SCHEMA else "run the study again with another --results DIR"
+        advice = "upgrade frostline" if schema > SCHEMA else "run the study again into another results folder"
         raise UserError(f"{where} has schema {schema}, this frostline reads {SCHEMA}; {advice}")
     return record
 

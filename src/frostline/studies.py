@@ -465,7 +465,7 @@ def _head(value: Any, where: str) -> Head | str:
         "layers": _head_layers,
         "l2": lambda v, at: _number(v, at, least=0),
         "activation": _one_of(ACTIVATIONS),
-        "label_smoothing": _fraction,
+        "label_smoothing": _share,
     }
     return _fill(Head, value, where, readers)
 
@@ -497,7 +497,7 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
         "train": _rules,
         "optimizer": _text,
         "learning_rate": lambda v, at: _number(v, at, above=0),
-        "momentum": _fraction,
+        "momentum": _share,
         "batch_size": _whole,
         "epochs": _whole,
         "batch_norm": _one_of(BATCH_NORMS),
@@ -526,8 +526,9 @@ def _augment(value: Any, where: str) -> Augment | None:
     if not isinstance(value, dict) or not set(value) - {"fill"}:
         raise UserError(f'{where} = {value!r}; write augment = {{ flip = "horizontal" }}, or augment = "none"')
     factors = ("rotation", "translation", "shear", "zoom", "brightness", "contrast")
-    readers: dict[str, Reader] = {"flip": _one_of(FLIPS), **dict.fromkeys(factors, _fraction), "fill": _one_of(FILLS)}
-    return _fill(Augment, value, where, readers)
+    readers: dict[str, Reader] = {"flip": _one_of(FLIPS), **dict.fromkeys(factors, _share), "fill": _one_of(FILLS)}
+    found = _fill(Augment, value, where, readers)
+    return found if found.flip or any(getattr(found, factor) for factor in factors) else None
 
 
 def _reported(value: Any, where: str) -> dict[str, Any]:
@@ -620,6 +621,11 @@ def _fraction(value: Any, where: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1:
         raise UserError(f"{where} = {value!r}; give a number between 0 and 1")
     return float(value)
+
+
+def _share(value: Any, where: str) -> float:
+    """A fraction, or 0 for none."""
+    return 0.0 if value == 0 and not isinstance(value, bool) else _fraction(value, where)
 
 
 def _one_of(choices: tuple[str, ...]) -> Reader:

@@ -53,7 +53,9 @@ def spawn(
         if not mistakes:
             raise children.Died(f"{error} (see {path})") from error
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space, or choose --results DIR") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space, or give another results folder"
+        ) from error
     if mistakes:
         raise UserError(mistakes[0])
 

@@ -69,7 +69,7 @@ def _caption(train: list[Row], everything: Row | None, form: Form) -> str:
     if limits or caps:
         shared = (
             " Rows shared processes, models have no int8, and only what is deployed is measured, briefly; "
-            "frostline export --variant int8 and frostline infer --fresh do the rest."
+            "frostline export RESULTS --variant int8 and frostline infer EXPORTS --fresh do the rest."
         )
         lines.append(f"A quick try: {' '.join(limits + caps)}.{shared if limits else ''}")
     failures: dict[str, list[str]] = {}
