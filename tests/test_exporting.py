@@ -713,6 +713,22 @@ def test_variants_that_fail_are_left_out_and_the_others_published(tmp_path, monk
     assert found.accuracy.keys() == {"saved_model", "onnx_float32"}
 
 
+@pytest.mark.parametrize(("bias", "reason"), [(np.nan, "its logits are not finite"), (None, "AssertionError: ")])
+def test_a_variant_that_overflows_or_fails_without_a_word_takes_no_other_with_it(bias, reason, tmp_path, monkeypatch):
+    def ruin(source, target, images):
+        if bias is None:
+            raise AssertionError
+        proto = onnx.load(source)
+        found = next(t for t in proto.graph.initializer if list(t.dims) == [3] and t.data_type == TensorProto.FLOAT)
+        found.CopyFrom(onnx.numpy_helper.from_array(np.full(3, bias, np.float32), found.name))
+        onnx.save(proto, target)
+
+    monkeypatch.setattr(variants, "int8", ruin)
+    found = publish_variants(tmp_path)
+    assert found.variants["float32"]["outcome"] == "ok" and found.variants["int8"]["reason"] == reason
+    assert files(found.paths["onnx"])[-1] == "model.onnx"
+
+
 def test_what_validates_on_test_images_is_judged_by_training_images():
     data = Dataset(DATA.train, DATA.test, DATA.test, CLASSES)
     calibration, judged = variants._parts(data)

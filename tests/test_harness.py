@@ -934,7 +934,7 @@ def publish(places, run, time, **facts):
         manifest = {
             "kind": kind, "name": run.model, "version": 1, "run": run.id, "run_time": time, "limit": None,
             "epochs_cap": None, "size_bytes": 1, "graph": "g", "study": "tiny", "freeze": run.freeze.name,
-            "data": {}, "class_names": ["5", "6"],
+            "data": {}, "fingerprint": "f", "class_names": ["5", "6"],
         }  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest | facts))
 
@@ -1064,13 +1064,14 @@ def test_images_that_could_not_be_made_are_asked_for_again(places, monkeypatch):
             raise children.Died("killed by the system")
 
     monkeypatch.setattr(base, "spawn", spawn)
-    manifest = {"name": "tiny.all", "data": {"dataset": "digits"}, "limit": 4}
+    manifest = {"name": "tiny.all", "data": {"dataset": "digits"}, "limit": 4, "fingerprint": "f"}
     with inferring.TestImages(places) as tests:
         with pytest.raises(children.Died):
             tests.of([manifest])
         found = tests.of([manifest])
         assert tests.of([manifest]) == found and found.keys() == {"tiny.all"}
-    assert asked == [[{"data": {"dataset": "digits"}, "limit": 4, "path": found["tiny.all"]}]] * 2
+    what = {"data": {"dataset": "digits"}, "limit": 4, "fingerprint": "f", "model": "tiny.all"}
+    assert asked == [[what | {"path": found["tiny.all"]}]] * 2
 
 
 def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_its_graph(places, planned, monkeypatch):

@@ -7,6 +7,7 @@ import time
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -739,3 +740,11 @@ def test_files_are_sent_as_they_are_and_their_answers_held_to_looser_bounds(fake
         subject = Subject(manifest, Path("unused"), "fake", How(payload=payload))
         records = inference.measure(subject, CELLS, files, tmp_path, profile=FAST, clock=clock)
         assert {r["outcome"] for r in records} == {outcome}
+
+
+def test_images_that_are_held_are_not_memory_of_the_runtime(monkeypatch):
+    monkeypatch.setattr(inference.machine, "peak_memory_bytes", lambda: 1000)
+    images, others = np.zeros((2, 10), np.uint8), np.zeros((3, 10), np.uint8)
+    alone, both = Given(images, LABELS), Given(images, LABELS, None, (others, LABELS, LABELS))
+    subject = SimpleNamespace(server=None)
+    assert [inference._peak_memory(subject, given) for given in (alone, both)] == [980, 950]

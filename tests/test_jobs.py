@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from frostline import device, plan, studies
-from frostline.jobs import before
+from frostline.errors import UserError
+from frostline.jobs import after, before
 from frostline.plan import Options
 
 SHAPES = {"tiny.output": {"images": {"train": 1000}}}
@@ -109,3 +110,13 @@ def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkey
         device.configure("float32")
     assert tried == ["off", "off", "on"]
     assert told == [{"skipped": "XLA makes it 9.0 times slower in float32"}]
+
+
+def test_nothing_is_published_with_other_images_than_those_it_was_trained_on(run, tmp_path):
+    job = {"results": str(tmp_path), "exports": str(tmp_path / "exports"), "data_dir": None}
+    job["chosen"] = [{"record": {"config": plan.plain(run)}}]  # whose images have the fingerprint "data"
+    with pytest.raises(
+        UserError, match=r"images of digits are not those that tiny.output was trained on; give the --data"
+    ):
+        after.export(job, lambda event, **facts: None)
+    assert not list(tmp_path.iterdir())

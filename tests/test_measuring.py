@@ -1,9 +1,11 @@
 """The child that measures: which images it is given, and what it keeps."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from frostline import measuring, plan, records
+from frostline import datasets, measuring, plan, records
 from frostline.studies import Data
 
 MANIFEST = {"name": "toy.all", "run": "r", "kind": "onnx", "version": 1, "trained": {"test_top1": 0.5}}
@@ -54,9 +56,10 @@ def test_damaged_predictions_are_held_against_nothing(job, tmp_path, left):
 def test_the_images_of_some_data_are_left_in_files(tmp_path):
     emitted = []
     data = Data("digits", classes=(0, 1), validation=0.2)
-    tests = [{"data": plan.plain(data), "limit": 40, "path": str(tmp_path / "0.npz")},
-             {"data": plan.plain(data) | {"protocol": "document", "validation": 0.0}, "limit": 40,
-              "path": str(tmp_path / "1.npz")}]  # fmt: skip
+    same = {"limit": 40, "model": "tiny.all", "fingerprint": datasets.fingerprint(data)}
+    tests = [{"data": plan.plain(data), "path": str(tmp_path / "0.npz")} | same,
+             {"data": plan.plain(data) | {"protocol": "document", "validation": 0.0},
+              "path": str(tmp_path / "1.npz")} | same]  # fmt: skip
     measuring.work({"action": "test_images", "tests": tests, "data_dir": None}, lambda *told: emitted.append(told))
     assert not emitted
     with np.load(tests[0]["path"]) as kept:
@@ -64,3 +67,15 @@ def test_the_images_of_some_data_are_left_in_files(tmp_path):
         assert len(kept["validation_images"]) == len(kept["validation_labels"]) == len(kept["validation_rows"]) > 0
     with np.load(tests[1]["path"]) as kept:
         assert set(kept) == {"images", "labels"}  # it validates on its test images
+
+
+def test_images_that_have_changed_since_a_model_was_trained_are_refused(tmp_path):
+    emitted = []
+    test = {"data": plan.plain(Data("digits")), "limit": 40, "path": str(tmp_path / "0.npz")}
+    test |= {"model": "tiny.all", "fingerprint": "another"}
+    work = {"action": "test_images", "tests": [test], "data_dir": None}
+    measuring.work(work, lambda kind, **told: emitted.append((kind, told["message"])))
+    assert emitted and emitted[0][0] == "user_error" and not Path(test["path"]).exists()
+    assert emitted[0][1].startswith(
+        "the images of digits are not those that tiny.all was trained on; give the --data-dir"
+    )

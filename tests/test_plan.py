@@ -113,6 +113,17 @@ def test_weights_from_the_flag_replace_the_pretraining(tiny_study, weights):
     assert {r.freeze.name: r.inherit_head for r in planned}["kept"] == (weights != "none")
 
 
+def test_a_pretraining_that_is_not_there_gives_no_weights(tiny_study):
+    with pytest.raises(UserError, match=r"'output' has weights = \"pretrain\", and there is no \[pretrain\]; add one"):
+        runs(tiny_study, Options(weights="pretrain"))
+
+
+def test_a_limit_holds_for_the_images_of_the_pretraining_too(tiny_study):
+    text = with_pretrain(tiny_study).replace("[pretrain]", "[pretrain]\ntrain_images = 100")
+    shown = {limit: runs(text, Options(limit=limit))[0].data.train_images for limit in (None, 50)}
+    assert shown == {None: (100,), 50: ("all",)}
+
+
 def test_only_leaves_the_pretraining_it_needs(tiny_study):
     assert [r.freeze.name for r in runs(with_pretrain(tiny_study), Options(only=("kept",)))] == ["pretrain", "kept"]
     assert [r.freeze.name for r in runs(with_pretrain(tiny_study), Options(only=("scratch",)))] == ["scratch"]

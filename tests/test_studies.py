@@ -33,6 +33,15 @@ def test_a_pretraining_inherits_data_and_trains_all(tiny_study):
     assert study.pretrain.freeze.head == Head(pooling="max")
 
 
+def test_a_pretraining_on_another_dataset_takes_over_what_means_something_there(tiny_study):
+    own = 'dataset = "image_folder"\npath = "flowers"\nvalidation = 0.2'
+    study = parse(tiny_study.replace('dataset = "digits"', own), new='[pretrain]\ndataset = "cifar10"')
+    data = study.pretrain.data
+    assert (data.dataset, data.path, data.classes, data.validation) == ("cifar10", None, None, 0.2)
+    with pytest.raises(UserError, match=r"\[pretrain\]: train_images = \[10, 20\]; a pre-training has one number"):
+        parse(tiny_study, new="[pretrain]\ntrain_images = [10, 20]")
+
+
 def test_precision_and_xla_are_inherited_by_all_runs(tiny_study):
     study = parse(
         tiny_study.replace("epochs = 1", 'epochs = 1\nprecision = "float32"\nxla = ["off", "on"]'),

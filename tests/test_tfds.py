@@ -104,8 +104,15 @@ def toys(tmp_path_factory):
     class Unlabelled(Toys, skip_registration=True):
         FEATURES = features({"image": image})
 
+    class Hidden(Toys, skip_registration=True):
+        """As sets are whose test labels are kept secret."""
+
+        def _generate_examples(self, first, last):
+            for number, values in super()._generate_examples(first, last):
+                yield number, values | {"label": -1 if first else values["label"]}
+
     folder = tmp_path_factory.mktemp("toys")
-    for each in (Toys, Unlabelled):
+    for each in (Toys, Unlabelled, Hidden):
         each(data_dir=folder).download_and_prepare()
     return folder
 
@@ -134,6 +141,7 @@ def test_a_set_is_read_part_by_part(toys):
         ("toys", Splits(train="train[:60%]", test="train[50%:]"), "share images; give splits that lie apart"),
         ("toys", Splits(train="trian"), r"Unknown split 'trian'.*'test'.* Write such as splits = \{ test ="),
         ("toys", Splits(train="train[:60"), "Error parsing split"),
+        ("hidden", Splits(), 'images of test = "test" have no label; give other splits'),
         ("unlabelled", Splits(), "is no image classification: it has image, not image and label"),
     ],
 )

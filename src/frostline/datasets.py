@@ -135,6 +135,15 @@ def fingerprint(data: Data, *, data_dir: Path | None = None, report: Report | No
         return _digest(files)
 
 
+def check_unchanged(data: Data, expected: str, model: str, *, data_dir: Path | None = None) -> None:
+    """Refuse source files whose fingerprint is not the one a model was trained on; raises UserError."""
+    if fingerprint(data, data_dir=data_dir) != expected:
+        raise UserError(
+            f"the images of {data.dataset} are not those that {model} was trained on; give the --data-dir that holds "
+            "them as they were, or run the study again"
+        )
+
+
 def decode(image_bytes: Any, size: int) -> Any:
     """A string tensor with a JPEG, PNG, BMP or GIF (its first frame) -> uint8 [size, size, 3].
 

@@ -47,7 +47,9 @@ def work(job: Job, emit: Any) -> None:
 
 def _leave(test: Job, data_dir: Path | None) -> None:
     """Test images, and some of the validation images with their rows, where these are others."""
-    dataset = datasets.load(plan.restore(Data, test["data"]), data_dir=data_dir, limit=test["limit"])
+    data = plan.restore(Data, test["data"])
+    datasets.check_unchanged(data, test["fingerprint"], test["model"], data_dir=data_dir)
+    dataset = datasets.load(data, data_dir=data_dir, limit=test["limit"])
     left: Job = {"images": dataset.test.images, "labels": dataset.test.labels}
     own = dataset.validation
     if own is not dataset.test and len(own.labels):

@@ -128,7 +128,8 @@ def resolve(study: Study, options: Options) -> Study:
         source = dataclasses.replace(
             source, precision=source.precision[:1], xla=source.xla[:1], engine=("plain",), stages=stages
         )
-        pretrain = Task(pretrain.data, source)
+        data = dataclasses.replace(pretrain.data, train_images=_within(pretrain.data.train_images, options.limit))
+        pretrain = Task(data, source)
     freeze = tuple(dataclasses.replace(f, seeds=options.seeds or f.seeds or study.seeds) for f in freeze)
     seeds = tuple(dict.fromkeys(seed for f in freeze for seed in f.seeds or ()))
     data = dataclasses.replace(study.data, train_images=_within(study.data.train_images, options.limit))
@@ -171,6 +172,10 @@ def _source(freeze: Freeze, study: Study, options: Options) -> Freeze:
         raise UserError(
             f"{study.name}: nothing says where the weights of {freeze.name!r} come from; add a [pretrain], or "
             'weights = "imagenet", "none" or a file to [backbone]'
+        )
+    if weights == PRETRAIN and not study.pretrain:
+        raise UserError(
+            f'{study.name}: {freeze.name!r} has weights = "{PRETRAIN}", and there is no [pretrain]; add one'
         )
     return dataclasses.replace(freeze, weights=weights)
 

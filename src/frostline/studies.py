@@ -19,6 +19,7 @@ XLA = ("auto", "on", "off")
 ENGINES = ("auto", "cached", "plain")
 FRONTIERS = ("exact", "inference_prefix")
 RUN_KEYS = ("precision", "xla", "engine")
+OF_A_DATASET = ("path", "splits", "classes")  # keys of [data] that mean nothing for another dataset
 FILE = "file:"  # what the name of a backbone begins with that is a Keras file
 TFDS = "tfds:"  # what the name of a dataset begins with that is one of TensorFlow Datasets
 REPORTED = ("trainable_params", "total_params", "top1", "train_top1", "validation_top1", "loss", "minutes")
@@ -322,7 +323,11 @@ def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage, inheri
     _only(table, [key for keys in parts.values() for key in sorted(keys)], where)
     pick = {part: {k: v for k, v in table.items() if k in keys} for part, keys in parts.items()}
     task = {key: value for key, value in study["data"].items() if key != "train_images"}
+    if pick["data"].get("dataset", task.get("dataset")) != task.get("dataset"):
+        task = {key: value for key, value in task.items() if key not in OF_A_DATASET}
     data = _data({**task, **pick["data"]}, where)
+    if len(data.train_images) > 1:
+        raise UserError(f"{where}: train_images = {list(data.train_images)}; a pre-training has one number")
     if pick["augment"]:
         shared = study.get("augment")
         pick["stage"]["augment"] = {**(shared if isinstance(shared, dict) else {}), **pick["augment"]}

@@ -77,6 +77,9 @@ def read(name: str, folder: Path, splits: Mapping[str, str]) -> Records:
             found.labels.append(int(record["label"]))
             found.keys.append(record["tfds_id"].decode())
             found.parts.append(part)
+    if unlabelled := sorted({part for part, label in zip(found.parts, found.labels, strict=True) if label < 0}):
+        told = ", ".join(f'{part} = "{splits[part]}"' for part in unlabelled)
+        raise UserError(f"tfds:{name}: images of {told} have no label; give other splits")
     if len(set(found.keys)) < len(found.keys):
         raise UserError(f"tfds:{name}: {', '.join(splits.values())} share images; give splits that lie apart")
     return found

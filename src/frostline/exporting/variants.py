@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frostline import records
 from frostline.datasets import Dataset, Split
 from frostline.heads import probabilities
 from frostline.runtimes import onnxruntime, saved_model
@@ -64,9 +65,9 @@ def add(folder: Path, names: Sequence[str], data: Dataset) -> dict[str, dict[str
                 int8(folder / onnxruntime.FILES["float32"], path, calibration)
                 about["calibration_images"] = len(calibration)
             answered = logits_of(onnxruntime.outputs(folder, "cpu", variant=name), judged.images)
-            about |= asdict(judge(name, reference, answered, judged.labels))
+            about |= records.finite(asdict(judge(name, reference, answered, judged.labels)))
         except Exception as error:  # of a converter or of ONNX Runtime, on a graph that they do not know
-            about["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            about["reason"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if about["reason"]:
             path.unlink(missing_ok=True)
         size = path.stat().st_size if path.exists() else None

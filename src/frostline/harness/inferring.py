@@ -14,6 +14,8 @@ from frostline.harness.base import Event, Places
 from frostline.inference import rules, served
 from frostline.progress import Progress
 
+WHICH_IMAGES = ("data", "limit", "fingerprint")  # what a manifest says of them
+
 
 def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *, fresh: bool = False) -> bool:
     """Measure the newest version of published models in the ways that are asked for; True when no cell failed."""
@@ -56,11 +58,15 @@ class TestImages:
 
     def of(self, manifests: list[Event]) -> dict[str, str]:
         """The file of each model."""
-        wanted = {m["name"]: json.dumps([m["data"], m["limit"]]) for m in manifests}
+        wanted = {m["name"]: json.dumps([m[key] for key in WHICH_IMAGES]) for m in manifests}
         numbers = enumerate(set(wanted.values()) - self.paths.keys(), len(self.paths))
         made = {what: str(Path(self.folder.name) / f"{number}.npz") for number, what in numbers}
         if made:
-            tests = [dict(zip(("data", "limit"), json.loads(what), strict=True), path=made[what]) for what in made]
+            names = {what: name for name, what in wanted.items()}
+            tests = [
+                dict(zip(WHICH_IMAGES, json.loads(what), strict=True), path=path, model=names[what])
+                for what, path in made.items()
+            ]
             job = {"action": "test_images", "tests": tests}
             base.spawn(job, self.places, "logs/test-images.txt", lambda event: None, module="frostline.measuring")
             self.paths |= made

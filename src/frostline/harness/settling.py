@@ -69,7 +69,9 @@ def choose(planned: list[Run], key: str, checked: Event, there: list[Event], pla
         for cell in by_timing[timing].values()
     ]
     facts = {key: checked[key] for key in ("device", "mixed", "effort")}
-    record = {"kind": "choice", "study": planned[0].study, "key": key, **facts, "cells": told}
+    first = planned[0]
+    asked = {"limit": first.limit, "epochs_cap": first.epochs}
+    record = {"kind": "choice", "study": first.study, **asked, "key": key, **facts, "cells": told}
     records.append(places.results, {**record, "time": records.now(), "machine": machine.facts()})
     return told
 

@@ -183,11 +183,12 @@ def measure(
 
 
 def _peak_memory(subject: Subject, given: Given) -> int | None:
-    """The largest resident memory of the server, or of this process since before loading, without the test images."""
+    """The largest resident memory of the server, or of this process since before loading, without the images."""
     if subject.server:
         return machine.peak_memory_bytes(subject.server.pid) if subject.server.pid else None
     peak = machine.peak_memory_bytes()
-    return peak and peak - sum(memoryview(image).nbytes for image in given.images)
+    held = [*given.images, *(given.validation[0] if given.validation else ())]
+    return peak and peak - sum(memoryview(image).nbytes for image in held)
 
 
 def _device_memory(subject: Subject) -> int | None:

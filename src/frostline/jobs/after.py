@@ -17,8 +17,10 @@ def export(job: dict[str, Any], emit: Emit) -> None:
     """Publish chosen runs; what fails becomes a record and an event, and the others go on."""
     results = Path(job["results"])
     device.configure("float32")
-    for entry in job["chosen"]:
-        run = plan.restore(Run, entry["record"]["config"])
+    runs = [plan.restore(Run, entry["record"]["config"]) for entry in job["chosen"]]
+    for run in {(plan.whole(run.data), run.fingerprint): run for run in runs}.values():
+        datasets.check_unchanged(run.data, run.fingerprint, run.model, data_dir=common.data_dir(job))
+    for run, entry in zip(runs, job["chosen"], strict=True):
         emit("exporting", model=run.model)
         outcome = {"kind": "export", "model": run.model, "run": run.id, "study": run.study, "freeze": run.freeze.name}
         try:

@@ -36,9 +36,7 @@ from frostline.studies import Stage
 Costs = dict[tuple[str, str, int], list[dict[str, Any]]]  # of a run's stages, by precision, XLA and the run's number
 XLA_SLOWS = 2.0  # times in one precision, so that it is not tried in another
 SMALL_BATCH = 8  # images a step of the look at how long all training takes
-TRY_XLA_SECONDS = (
-    15.0  # of steps on features of a configuration, all seeds; trying costs about half: bench/NOTES.md
-)
+TRY_XLA_SECONDS = 15.0  # of steps on features of a configuration, all seeds; trying costs about half: bench/NOTES.md
 
 
 def preflight(job: dict[str, Any], emit: Emit) -> None:

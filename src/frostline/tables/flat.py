@@ -15,7 +15,6 @@ MEANS = (
     "total_seconds",
     "process_start_seconds",
     "marginal_seconds",
-    "features_difference",
     "augment_seconds",
     "images_per_second",
     "peak_memory_bytes",
@@ -155,6 +154,8 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         values = [r[key] for r in finished if r.get(key) is not None]
         row[key] = statistics.fmean(values) if values else None
         row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    differences = [r["features_difference"] for r in finished if r.get("features_difference") is not None]
+    row["features_difference"] = max(differences, default=None)  # what is proved holds for all seeds
     waited = [r for r in records if r["kind"] == "study" and r["study"] == configuration.study]
     row["study_seconds"] = waited[-1]["study_seconds"] if waited else None
     # A trial was timed as what it varies, whose cells they are.
@@ -164,10 +165,12 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
 
 def step_cells(records: list[Row], configuration: Configuration) -> list[Row]:
     """The newest step times of this configuration and engine under each precision and XLA setting."""
-    newest = next((r for r in reversed(records) if r["kind"] == "choice" and r["study"] == configuration.study), None)
+    newest = configuration.rows[-1]
+    same = ("study", "limit", "epochs_cap")  # a quick try has steps of its own
+    choices = (r for r in reversed(records) if r["kind"] == "choice" and all(r.get(k) == newest[k] for k in same))
     keys = ("precision", "xla", "engine", "step_seconds", "outcome", "reason")
-    asked = configuration.rows[-1].get("engine_asked")
-    cells = [c for c in newest["cells"] if c["freeze"] == configuration.freeze] if newest else []
+    asked = newest.get("engine_asked")
+    cells = [c for c in next(choices, {"cells": []})["cells"] if c["freeze"] == configuration.freeze]
     return [{key: cell.get(key) for key in keys} for cell in cells if cell.get("engine_asked", asked) == asked]
 
 

@@ -13,32 +13,35 @@ def tables(train: list[Row], form: Form) -> list[str]:
     if not train:
         return []
     study, title = train[0]["study"], train[0]["title"]
-    everything = _everything(train)
+    yardsticks = _yardsticks(train)
     parts = [
         titled(f"{study}: what training costs", form, title),
-        grid(COST, [{**row, "speedup": _speedup(row, everything)} for row in train], form),
+        grid(COST, [{**row, "speedup": _speedup(row, yardsticks)} for row in train], form),
         titled(f"{study}: how well it does", form, None),
         grid(ACCURACY, train, form),
-        _caption(train, everything, form),
+        _caption(train, yardsticks, form),
     ]
     if any(cell["outcome"] != "not timed" for row in train for cell in row["step_cells"] or []):
         parts += [titled(f"{study}: one training step, by precision and XLA", form, None), _steps(train, form)]
     return parts
 
 
-def _everything(train: list[Row]) -> Row | None:
-    """The first row that freezes nothing, the yardstick of the speed-up; the pre-training is another task."""
-    return next((r for r in train if r["freeze"] != "pretrain" and r["frozen_layers"] == 0), None)
+def _yardsticks(train: list[Row]) -> dict[str, Row]:
+    """Of each task the first row that freezes nothing, which speed-ups are measured by."""
+    found: dict[str, Row] = {}
+    for row in train:
+        if row["freeze"] != "pretrain" and row["frozen_layers"] == 0:
+            found.setdefault(row["task"], row)
+    return found
 
 
-def _speedup(row: Row, everything: Row | None) -> float | None:
-    """Ratio of total seconds, never for a row of another task."""
-    if not everything or row["freeze"] == "pretrain" or not row["total_seconds"]:
-        return None
-    return everything["total_seconds"] / row["total_seconds"]
+def _speedup(row: Row, yardsticks: dict[str, Row]) -> float | None:
+    """Ratio of total seconds to the row of the same task that freezes nothing."""
+    everything = yardsticks.get(row["task"])
+    return everything["total_seconds"] / row["total_seconds"] if everything and row["total_seconds"] else None
 
 
-def _caption(train: list[Row], everything: Row | None, form: Form) -> str:
+def _caption(train: list[Row], yardsticks: dict[str, Row], form: Form) -> str:
     done = [row for row in train if row["outcome"] == "ok"]
     machine: Row = next((row["machine"] for row in reversed(train) if row["machine"]), {})
     versions = machine.get("versions", {})
@@ -52,8 +55,11 @@ def _caption(train: list[Row], everything: Row | None, form: Form) -> str:
         f"seeds {', '.join(map(str, sorted({s for r in done for s in r['seeds']}))) or 'none'}. "
         "Mean ± sample deviation (seeds)."
     ]
-    if everything:
-        lines.append(f"Speed-up: total time of {name_of(everything)} over that of the row.")
+    if yardsticks:
+        names = " or ".join(map(name_of, yardsticks.values()))
+        lines.append(
+            f"Speed-up: total time of {names}{', by task,' if len(yardsticks) > 1 else ''} over that of the row."
+        )
     if cached:
         worst = max(row["features_difference"] for row in cached)
         lines.append(
