@@ -1,6 +1,7 @@
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -192,6 +193,27 @@ def test_no_server(scheme):
         with connection, pytest.raises(ServingError, match=r"no answer.*is the server up, and is this its") as caught:
             connection.status("tiny")
     assert caught.value.code == "UNAVAILABLE" and waits == [0.1, 0.2, 0.4]
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again():
+    waits, asked = [], []
+
+    def half(listening):
+        for _ in range(2):
+            connection, _ = listening.accept()
+            with connection:
+                asked.append(connection.recv(4096))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=half, args=(listening,))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        connection = client.connect(url, retries=1, sleep=waits.append)
+        with connection, pytest.raises(ServingError, match=r"no answer.*is the server up") as caught:
+            connection.status("tiny")
+        thread.join()
+    assert (caught.value.code, len(asked), waits) == ("UNAVAILABLE", 2, [0.1])
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

@@ -177,7 +177,7 @@ def test_batching_is_left_out_where_it_does_not_pay(exports):
     folder, _ = deploy.bundle(exports, records)
     assert "--enable_batching=true" not in (folder / "docker-compose.yml").read_text()
     found = protos.read(folder / "batching.config", protos.BatchingParameters)
-    assert list(found.allowed_batch_sizes) == [1] and found.max_batch_size.value == 1
+    assert list(found.allowed_batch_sizes) == [1] and found.max_execution_batch_size.value == 1
 
 
 def test_the_command_uses_measurements_and_says_what_is_newer(exports, tmp_path, capsys):
@@ -190,7 +190,11 @@ def test_the_command_uses_measurements_and_says_what_is_newer(exports, tmp_path,
     assert run("bundle", exports, "--results", tmp_path / "r") == 0
     assert capsys.readouterr().out == f"{exports / 'serving'}\n"
     text = (exports / "serving" / "batching.config").read_text()
-    assert "max_batch_size { value: 8 }" in text and "batch_timeout_micros { value: 4000 }" in text
+    assert (
+        "max_execution_batch_size { value: 8 }" in text
+        and "max_batch_size { value: 32 }" in text
+        and "batch_timeout_micros { value: 4000 }" in text
+    )
     publish(exports, "tiny", 2)
     assert run("bundle", exports) == 0
     assert f"type: frostline rollout tiny --exports {exports}\n" in capsys.readouterr().err
@@ -357,6 +361,18 @@ def test_a_label_is_not_moved_before_a_server_can_have_loaded_its_version(export
     assert served(exports) == CANARY
 
 
+def test_a_rollback_moves_no_label_before_a_server_can_have_loaded_its_version(exports):
+    publish(exports, "tiny", 2)
+    deploy.bundle(exports)
+    step = lambda now, given: rollout.back("tiny", now, [1, 2])  # noqa: E731
+    deploy.take(exports, "tiny", step, None, print)
+    written = (exports / "serving" / "models.config").stat().st_mtime
+    with pytest.raises(UserError, match=r"has not loaded tiny 1 yet would refuse .* again in 20 s"):
+        deploy.take(exports, "tiny", step, None, print, clock=lambda: written + 10)
+    deploy.take(exports, "tiny", step, None, print, clock=lambda: written + 30)
+    assert served(exports) == LOADED
+
+
 def test_a_version_that_is_not_whole_is_never_asked_for(exports, capsys):
     deploy.bundle(exports)
     assert run("rollout", "tiny", "--version", "7", "--exports", exports) == 2
@@ -500,6 +516,28 @@ def test_a_version_that_cannot_be_loaded_gets_no_label(exports):
             exports, "tiny", lambda now, given: rollout.forward("tiny", now, [1, 2], None), polling.server(), print
         )
     assert served(exports) == LOADED and polling.labels == {"stable": 1, "canary": 1}
+
+
+class Mended(Polling):
+    """A server that failed to load version 2 before, and is not aware yet that it is to try again."""
+
+    def status(self, model):
+        old = [client.State(2, "END", "no such op")] if 2 not in self.holds else []
+        return [client.State(number, "AVAILABLE", "") for number in self.holds] + old
+
+
+def test_an_old_failure_is_not_that_of_a_new_rollout(exports):
+    deploy.bundle(exports)
+    publish(exports, "tiny", 2)
+    step = lambda now, given: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    deploy.take(exports, "tiny", step, Mended(exports).server(), print)
+    assert served(exports) == CANARY
+    deploy.take(exports, "tiny", lambda now, given: rollout.back("tiny", now, [1, 2]), None, print)
+    deploy.take(exports, "tiny", lambda now, given: rollout.back("tiny", now, [1, 2]), None, print)
+    stubborn = Mended(exports)
+    stubborn.sleep = lambda seconds: setattr(stubborn, "time", stubborn.time + seconds)
+    with pytest.raises(UserError, match=r"tiny 2 is END, since no such op, after 1 s"):
+        deploy.take(exports, "tiny", step, stubborn.server(timeout=1.0), print)
 
 
 class Meanwhile(Polling):

@@ -215,6 +215,9 @@ def test_parameters_have_the_defaults_of_the_real_server():
     [
         ("max_batch_size { value: 8 } allowed_batch_sizes: [2, 4]", "must increase strictly and end with the largest"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 4, 8]", "must increase strictly"),
+        ("num_batch_threads { value: 0 }", "num_batch_threads 0 must be positive"),
+        ("max_enqueued_batches { value: 0 }", "max_enqueued_batches 0 must be positive"),
+        ("batch_timeout_micros { value: -1 }", "batch_timeout_micros -1 must not be negative"),
         ("pad_variable_length_inputs: true", "the embedded server does not have it"),
         (
             "max_execution_batch_size { value: 2000 } enable_large_batch_splitting { value: true }",

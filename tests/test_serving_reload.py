@@ -181,6 +181,80 @@ def test_a_configuration_is_said_to_be_in_force_where_it_is(tmp_path, capsys, er
     assert f"{path} {told}" in capsys.readouterr().err
 
 
+def test_what_was_refused_is_tried_again_and_told_once(tmp_path, capsys, monkeypatch):
+    from frostline.serving import server
+
+    path, tries = tmp_path / "own.config", []
+    path.write_text(config_text("/elsewhere", ""))
+    monkeypatch.setattr(server, "NEW_MODELS_SECONDS", 0.01)
+
+    async def follow():
+        done = asyncio.Event()
+
+        async def apply(models):
+            tries.append(models)
+            if len(tries) < 3:
+                raise Refused("FAILED_PRECONDITION", "a label too early")
+            if len(tries) == 3:  # somebody else's configuration is being applied
+                await asyncio.Event().wait()
+            done.set()
+
+        models = types.SimpleNamespace(apply=apply, models={})
+        served = types.SimpleNamespace(flags=Flags(model_config_file=str(path)), models=models)
+        polling = asyncio.create_task(server._poll_config(served, b"what the server started with"))
+        await asyncio.wait_for(done.wait(), 30)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        polling.cancel()
+
+    asyncio.run(follow())
+    told = [line.removeprefix(f"frostline: {path} ") for line in capsys.readouterr().err.splitlines()]
+    assert len(tries) == 4 and told == [
+        "is not in force: FAILED_PRECONDITION: a label too early",
+        "is not in force yet: another configuration is being applied",
+        "is in force",
+    ]
+
+
+def test_a_warm_up_comes_through_the_batching_that_requests_come_through(tmp_path):
+    from frostline.serving import core
+
+    save_line(tmp_path / "1", 0.0, 1)
+    serving_models.write_warmup(tmp_path / "1", [predict_log("x", [1.0, 2.0, 3.0])])
+    (tmp_path / "own.config").write_text("max_batch_size { value: 2 }")
+    batched = core.make(Flags(enable_batching=True, batching_parameters_file=str(tmp_path / "own.config")))
+    with pytest.raises(Refused, match="Task size 3 is larger than maximum input batch size 2"):
+        batched.models._load("m", 1, tmp_path / "1")
+    alone = core.make(Flags())
+    alone.models._close(alone.models._load("m", 1, tmp_path / "1"))
+
+
+def test_with_parameters_of_its_own_for_each_a_version_without_them_is_not_batched(tmp_path, monkeypatch):
+    from frostline.serving import core
+
+    monkeypatch.setattr(core.servables, "load", lambda name, version, path, flags, limits: limits)
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "batching_params.pbtxt").write_text("max_batch_size { value: 7 }")
+
+    def largest(version, **flags):
+        found = core.make(Flags(enable_model_warmup=False, **flags)).models._load("m", version, tmp_path / str(version))
+        return found and found.max_batch_size
+
+    each = {"enable_batching": True, "enable_per_model_batching_parameters": True}
+    assert (largest(1, **each), largest(2, **each)) == (None, 7)
+    assert (largest(1, enable_batching=True), largest(2, enable_batching=True), largest(2)) == (1000, 1000, None)
+
+
+def test_a_full_server_is_one_to_ask_again():
+    from frostline.serving import core
+
+    made = core.make(Flags())
+    made.waiting = core.MAX_WAITING + made.flags.grpc_max_threads
+    with pytest.raises(Refused) as caught:
+        asyncio.run(core.in_thread(made, print))
+    assert caught.value.code == "UNAVAILABLE"
+
+
 def test_a_version_that_cannot_warm_up_gives_its_memory_back(monkeypatch):
     from frostline.serving import core
 

@@ -88,6 +88,25 @@ def test_a_new_version_takes_over_and_the_old_one_waits_for_its_requests(base):
     asyncio.run(scene())
 
 
+def test_a_version_that_is_wanted_again_while_it_unloads_comes_back(base):
+    async def scene():
+        shelf = Shelf()
+        async with models(shelf) as served:
+            await served.apply({"m": Model("m", base)})
+            with served.borrow(spec()):
+                (base / "2").mkdir()
+                served.aspire()
+                while state(served, 1) != "UNLOADING":
+                    await asyncio.sleep(0)
+                (base / "2").rmdir()
+                served.aspire()
+                assert state(served, 2) == "AVAILABLE"  # nothing else answers
+            await settle(served)
+            assert (state(served, 1), state(served, 2), shelf.closed) == ("AVAILABLE", "END", [1, 2])
+
+    asyncio.run(scene())
+
+
 def test_a_version_that_does_not_load_leaves_the_old_one_alone(base):
     async def scene():
         shelf = Shelf(bad=[2])

@@ -24,14 +24,19 @@ def parameters(
 ) -> str:
     """A text BatchingParameters: batches of up to the last of `sizes`, padded to one of them.
 
+    A request may have as many images as warm-up requests have, which come through the same batching: larger ones are
+    spread over several batches.
     Without `threads` it is a version's own, which lies in a version's folder and is read under
     `--enable_per_model_batching_parameters`; the number of threads always comes from the server's file.
     """
     lines = [
-        f"max_batch_size {{ value: {sizes[-1]} }}  # the last allowed size; a request with more images is refused",
+        f"max_batch_size {{ value: {ALLOWED_SIZES[-1]} }}  # a request with more images is refused",
         f"batch_timeout_micros {{ value: {timeout_micros} }}",
         f"max_enqueued_batches {{ value: {MAX_ENQUEUED} }}",
     ]
+    if sizes[-1] < ALLOWED_SIZES[-1]:
+        lines.append(f"max_execution_batch_size {{ value: {sizes[-1]} }}  # the last allowed size")
+        lines.append("enable_large_batch_splitting { value: true }")
     if threads is not None:
         lines.append(f"num_batch_threads {{ value: {threads} }}")
     return "\n".join(lines + [f"allowed_batch_sizes: {size}" for size in sizes]) + "\n"

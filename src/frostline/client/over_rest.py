@@ -67,7 +67,7 @@ class Rest:
         except TimeoutError as error:
             self.close()
             raise ServingError("DEADLINE_EXCEEDED", f"{self._url}: no answer within {self._timeout:g} s") from error
-        except OSError as error:
+        except (OSError, http.client.IncompleteRead) as error:
             self.close()
             hint = "is the server up, and is this its REST port?"
             raise ServingError("UNAVAILABLE", f"{self._url}: no answer ({error}); {hint}") from error

@@ -143,7 +143,7 @@ def back(model: str, now: Served, published: Collection[int], given: str = "") -
     if older in now.versions:
         told = f"answers stable and canary with version {older} again; version {now.stable} stays loaded"
         state = replace(now, stable=older, canary=older)
-        return Step(state, told, _unload(model, state, given))
+        return Step(state, told, _unload(model, state, given), hasty=True)
     return Step(
         replace(now, versions=(older, *now.versions)),
         f"loads version {older} again beside {now.stable}",
@@ -191,7 +191,7 @@ def take(
         step = next_step(now, given)
         _check(exports, model, step.state)
         if server:  # it refuses labels of versions that it does not hold
-            _wait(server, model, {step.state.stable, step.state.canary}, {}, given)
+            _wait(server, model, {step.state.stable, step.state.canary}, {}, given, set())
             whole = config.read(path)  # others may have written it while we waited
             entry = config.entry(whole, model)
             if config.served(entry) != now:
@@ -202,10 +202,11 @@ def take(
                 f"refuse the label for good; give --url, to wait for it, or type it again in {rest:.0f} s"
             )
         config.set_served(entry, step.state)
+        tried = _failed(server.connection, model) if server else set()  # before this step
         config.write(path, whole)
         say(f"{path}: {model} {step.state}")
         if server:
-            _wait(server, model, set(step.state.versions), _labels(step.state), given)
+            _wait(server, model, set(step.state.versions), _labels(step.state), given, tried)
         grew = bool(server) and len(step.state.versions) > len(now.versions)
         say(f"The server {step.told}." if server else f"At its next poll the server {step.told}.")
     if step.then:
@@ -223,10 +224,18 @@ def _labels(state: Served) -> dict[str, int]:
     return {STABLE: state.stable, CANARY: state.canary}
 
 
-def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int], given: str) -> None:
-    """Until the server holds these versions and answers to these labels; raises UserError after its time."""
+def _failed(connection: Connection, model: str) -> set[int]:
+    """Versions that the server could not load when it tried last."""
+    return {one.version for one in connection.status(model) if one.state == "END" and one.error}
+
+
+def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int], given: str, tried: set[int]) -> None:
+    """Until the server holds these versions and answers to these labels; raises UserError after its time.
+
+    The failures of versions `tried` before are old ones until the server is seen to try them again.
+    """
     deadline = server.clock() + server.timeout
-    while trouble := _trouble(server.connection, model, loaded, labels, given):
+    while trouble := _trouble(server.connection, model, loaded, labels, given, tried):
         if server.clock() > deadline:
             raise UserError(
                 f"{server.connection.url}: {trouble} after {server.timeout:g} s; does it poll this models.config, "
@@ -235,16 +244,20 @@ def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int], 
         server.sleep(POLL_SECONDS)
 
 
-def _trouble(connection: Connection, model: str, loaded: set[int], labels: dict[str, int], given: str) -> str | None:
+def _trouble(
+    connection: Connection, model: str, loaded: set[int], labels: dict[str, int], given: str, tried: set[int]
+) -> str | None:
     """What is not yet as it shall be; raises UserError where a version cannot be loaded."""
     states = {one.version: one for one in connection.status(model)}
+    tried.intersection_update(version for version, one in states.items() if one.state == "END")
     for version in sorted(loaded):
         state = states.get(version)
-        if state and state.state == "END" and state.error:
+        if state and state.state == "END" and state.error and version not in tried:
             undo = f"frostline rollback {model}{given}"
             raise UserError(f"{model} {version} could not be loaded: {state.error}; type: {undo}")
         if not state or state.state != "AVAILABLE":
-            return f"{model} {version} is {state.state if state else 'unknown'}"
+            failed = f", since {state.error}," if state and state.error else ""  # when it was tried before
+            return f"{model} {version} is {state.state if state else 'unknown'}{failed}"
     for label, version in labels.items():
         try:
             found = connection.metadata(model, label=label).version

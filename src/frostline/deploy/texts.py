@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frostline.batching import ALLOWED_SIZES
+
 # The versions that go with the TensorFlow that exports; the project's tests did not run them.
 IMAGE, GPU_IMAGE = "tensorflow/serving:2.21.0", "tensorflow/serving:2.21.0-gpu"
 METRICS = "/monitoring/prometheus/metrics"
@@ -151,7 +153,7 @@ with `--model_config_file=$PWD/models.config --model_config_file_poll_wait_secon
 | file | what |
 |---|---|
 | models.config | models, versions and labels; `frostline rollout` and `rollback` change it, the server polls it |
-| batching.config | batches of up to {batch} images; a request with more is refused |
+| batching.config | batches of up to {batch} images; a request with more than {most} is refused |
 | monitoring.config | metrics for Prometheus at `{metrics}` of the REST port |
 | docker-compose.yml, health.sh | a CPU and a GPU server, healthy once every model answers |
 | curl.sh, request.json | a request to try |
@@ -182,8 +184,9 @@ def readme(manifests: Mapping[str, Mapping[str, Any]], sizes: Sequence[int]) -> 
         first=next(iter(manifests)),
         poll=POLL_SECONDS,
         batch=sizes[-1],
+        most=ALLOWED_SIZES[-1],
         metrics=METRICS,
-        upto=f" up to {sizes[-1]}" if len(sizes) > 1 else "",
+        upto=f" up to {ALLOWED_SIZES[-1]}" if len(sizes) > 1 else "",
     )
     return head + "".join(_model(name, manifest) for name, manifest in manifests.items())
 

@@ -52,6 +52,11 @@ def parameters(proto: Any) -> Parameters:
     largest = given("max_execution_batch_size", size) if split else size
     if proto.pad_variable_length_inputs:
         raise UserError("pad_variable_length_inputs: the embedded server does not have it; images are of one size")
+    if given("batch_timeout_micros", 0) < 0:
+        raise UserError(f"batch_timeout_micros {given('batch_timeout_micros', 0)} must not be negative")
+    for name in ("num_batch_threads", "max_enqueued_batches"):
+        if given(name, 1) < 1:
+            raise UserError(f"{name} {given(name, 1)} must be positive")
     if not 0 < largest <= size:
         raise UserError(f"max_execution_batch_size {largest} must be positive and at most max_batch_size {size}")
     if allowed and (list(allowed) != sorted({*allowed}) or allowed[-1] != largest):
@@ -157,6 +162,12 @@ class Scheduler:
                 task.answer.set_result(found[i])
 
 
+def check_size(size: int, limits: Parameters) -> None:
+    """Refuse a request of more rows than there may be; raises Refused."""
+    if size > limits.max_batch_size:
+        raise invalid(f"Task size {size} is larger than maximum input batch size {limits.max_batch_size}")
+
+
 def _parts(queue: Queue, feeds: Feeds) -> list[int]:
     """How the rows of a request are spread over batches; raises Refused where they cannot be."""
     if not all(values.ndim for values in feeds.values()):
@@ -165,8 +176,7 @@ def _parts(queue: Queue, feeds: Feeds) -> list[int]:
     if len(sizes) != 1 or 0 in sizes:
         raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
     size, limits, waiting = sizes.pop(), queue.limits, max(1, len(queue.batches))
-    if size > limits.max_batch_size:
-        raise invalid(f"Task size {size} is larger than maximum input batch size {limits.max_batch_size}")
+    check_size(size, limits)
     room = limits.largest - (queue.batches[-1].size if queue.batches else 0)
     if size <= room:
         return [size]

@@ -54,7 +54,9 @@ def make(flags: Flags) -> Core:
 def _load(flags: Flags, usual: batching.Parameters, name: str, version: int, path: Path) -> Servable:
     """A version that is warmed up and ready to answer."""
     own = path / PARAMETERS_FILE
-    limits = batching.read(own) if flags.enable_per_model_batching_parameters and own.is_file() else usual
+    limits: batching.Parameters | None = usual if flags.enable_batching else None
+    if limits and flags.enable_per_model_batching_parameters:  # a version without the file is not batched
+        limits = batching.read(own) if own.is_file() else None
     servable = servables.load(name, version, path, flags, limits)
     try:
         if flags.enable_model_warmup:
@@ -68,7 +70,7 @@ def _load(flags: Flags, usual: batching.Parameters, name: str, version: int, pat
 async def in_thread(core: Core, function: Callable[..., T], *args: Any) -> T:
     """Call in a thread of the server; raises Refused where too many calls wait for one."""
     if core.waiting >= MAX_WAITING + core.flags.grpc_max_threads:
-        raise Refused("RESOURCE_EXHAUSTED", f"{MAX_WAITING} requests are waiting already")
+        raise Refused("UNAVAILABLE", f"{MAX_WAITING} requests are waiting already")
     core.waiting += 1
     try:
         return await asyncio.get_running_loop().run_in_executor(core.threads, function, *args)
@@ -83,7 +85,7 @@ async def run(core: Core, servable: Servable, job: Job) -> Outputs:
     def now(feeds: batching.Feeds) -> Awaitable[list[Any]]:
         return in_thread(core, servables.run, servable, feeds, names)
 
-    if core.batches:
+    if core.batches and servable.limits:
         outputs = await core.batches.submit((id(servable), *job.feeds, *names), servable.limits, now, job.feeds)
     else:
         outputs = await now(job.feeds)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from frostline.batching import MOST_WARMUP, WARMUP_FILE
-from frostline.serving import servables, tensors
+from frostline.serving import batching, servables, tensors
 from frostline.serving.servables import Servable
 from frostline.serving.status import Refused, invalid
 
@@ -168,4 +168,8 @@ def warm_up(servable: Servable) -> None:
         if name not in JOBS:
             raise Refused("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")
         job = JOBS[name](servable, getattr(log, kind).request)
+        if servable.limits:
+            batching.check_size(
+                max((len(values) for values in job.feeds.values() if values.ndim), default=0), servable.limits
+            )
         servables.run(servable, job.feeds, list(job.fetches.values()))

@@ -192,8 +192,12 @@ def _fill_example(example: Any, entry: Any) -> None:
 
 
 def _quote(value: Any) -> str:
-    text = json.dumps(value, indent=4, ensure_ascii=False)
-    return text if len(text) <= QUOTED else text[:QUOTED] + "..."
+    text = ""
+    for piece in json.JSONEncoder(indent=4, ensure_ascii=False).iterencode(value):  # the whole may be large
+        text += piece
+        if len(text) > QUOTED:
+            return text[:QUOTED] + "..."
+    return text
 
 
 def _wrong(value: Any, what: str) -> Refused:

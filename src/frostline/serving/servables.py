@@ -34,11 +34,11 @@ class Servable:
     path: Path
     session: Any
     signatures: Mapping[str, Signature]
-    limits: Parameters
+    limits: Parameters | None  # of its batches; None where it runs without
     calls: dict[Any, Any] = field(default_factory=dict)
 
 
-def load(name: str, version: int, path: Path, flags: Flags, limits: Parameters) -> Servable:
+def load(name: str, version: int, path: Path, flags: Flags, limits: Parameters | None) -> Servable:
     """Load a SavedModel into a TF1 session; raises Refused or one of TensorFlow's errors."""
     if not any((path / file).is_file() for file in ("saved_model.pb", "saved_model.pbtxt")):
         raise Refused("NOT_FOUND", f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}")

@@ -111,22 +111,36 @@ async def _poll_folders(served: Core) -> None:
 
 
 async def _poll_config(served: Core, seen: bytes) -> None:
-    """Apply the configuration file again whenever it is not as `seen`; a wrong one leaves things as they are."""
-    path = Path(served.flags.model_config_file)
+    """Apply the configuration file whenever it is not as `seen`, which is in force; what is refused is tried again at
+    each poll, since a version that a label needs may be there by then."""
+    path, told = Path(served.flags.model_config_file), ("", b"")
     while True:
         await asyncio.sleep(served.flags.model_config_file_poll_wait_seconds)
+        text = b""
         try:
-            if seen == (seen := path.read_bytes()):
+            text = path.read_bytes()
+            if text == seen:
+                told = ("", b"")
                 continue
-            asked = config.models(protos.read(path, protos.ModelServerConfig))
-            await asyncio.wait_for(served.models.apply(asked), NEW_MODELS_SECONDS)
-            say(f"{path} is in force")
-        except TimeoutError:
-            say(f"{path} is in force, but not all of its models are there yet")
-        except Unavailable as error:
-            say(f"{path} is in force, but {error.message}")
+            message, in_force = await _apply(served, config.models(protos.read(path, protos.ModelServerConfig)))
+            seen = text if in_force else seen
         except (OSError, UserError, Refused) as error:
-            say(f"{path} is not in force: {error}")
+            message = f"is not in force: {error}"
+        if told != (told := (message, text)):
+            say(f"{path} {message}")
+
+
+async def _apply(served: Core, asked: dict[str, Model]) -> tuple[str, bool]:
+    """Serve these models; returns what to say of them, and whether they are what is served now. Raises Refused."""
+    try:
+        await asyncio.wait_for(served.models.apply(asked), NEW_MODELS_SECONDS)
+    except TimeoutError:
+        if served.models.models != asked:
+            return "is not in force yet: another configuration is being applied", False
+        return "is in force, but not all of its models are there yet", True
+    except Unavailable as error:
+        return f"is in force, but {error.message}", True
+    return "is in force", True
 
 
 if __name__ == "__main__":

@@ -141,6 +141,9 @@ class Models:
         assert servable
         await asyncio.get_running_loop().run_in_executor(self._loader, self._close, servable)
         version.state = "END"
+        if version.wanted:  # again, since a while: it is loaded anew
+            version.wanted = False
+            self.aspire()
         say(f"unloaded servable version {{name: {servable.name} version: {servable.version}}}")
         self._tell()
 
