@@ -178,6 +178,25 @@ def test_a_stage_that_does_not_train_what_lies_below_forgets_no_earlier_one(meas
     assert [cost.engine for cost in found] == ["plain", "plain", "plain"]
 
 
+def called_twice():
+    """A network whose frozen part ends in a layer that is called twice."""
+    images, relu = keras.Input((8, 8, 3), dtype="uint8", name="images"), layers.ReLU(name="relu")
+    x = relu(layers.Conv2D(4, 3, name="conv_1")(layers.Rescaling(1 / 255, name="scaling")(images)))
+    x = relu(layers.Conv2D(4, 3, name="conv_2")(x))
+    return keras.Model(images, layers.Dense(2, name="output")(layers.Flatten(name="flat")(x)))
+
+
+def test_features_that_could_not_be_checked_are_not_taken(measured):
+    measured(image=0.01, suffix=0.01)
+    net, told = network(called_twice), "features at relu, which is called more than once, cannot be checked"
+    above = stage("conv_2", "output")
+    (cost,) = find(net, above)
+    assert (cost.engine, cost.reason) == ("plain", told)
+    for asked, changes in (("cached", {}), ("auto", {"frontier": "inference_prefix"})):
+        with pytest.raises(UserError, match=f"{told}; give --engine plain"):
+            find(net, stage("conv_2", "output", **changes), asked=asked)
+
+
 def test_the_same_prefix_is_timed_once(measured):
     counted, known = measured(), {}
     find(network(residual), stage("output"), stage("output"), known=known)

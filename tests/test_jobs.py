@@ -1,12 +1,14 @@
 """What a child decides by itself."""
 
 import dataclasses
+import types
 
+import keras
 import pytest
 
 from frostline import device, plan, studies
 from frostline.errors import UserError
-from frostline.jobs import after, before
+from frostline.jobs import after, before, group, store
 from frostline.plan import Options
 
 SHAPES = {"tiny.output": {"images": {"train": 1000}}}
@@ -110,6 +112,20 @@ def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkey
         device.configure("float32")
     assert tried == ["off", "off", "on"]
     assert told == [{"skipped": "XLA makes it 9.0 times slower in float32"}]
+
+
+def test_the_seconds_of_one_pass_count_once():
+    taken = {"a": {"pass": "p", "seconds": 3.0}, "b": {"pass": "p", "seconds": 0.5}, "c": {"pass": "q", "seconds": 1.0}}
+    assert group._pass_seconds(store.Used(facts=taken)) == 4.0
+
+
+def test_a_layer_may_give_several_tensors(run):
+    x = keras.Input((4, 8))
+    attended, scores = keras.layers.MultiHeadAttention(2, 4)(x, x, return_attention_scores=True)
+    model = keras.Model(x, keras.layers.Concatenate()([attended, keras.layers.Dense(2)(scores[:, 0])]))
+    network, mask = types.SimpleNamespace(model=model), types.SimpleNamespace(trainable_params=0, total_params=0)
+    # Of one image: 32 numbers go in, 32 attended and 2 x 16 scores, 8 of the dense layer, and 40 come out.
+    assert before._estimated_memory(network, [mask], run) == 4 * 2 * 100 * (32 + (32 + 32) + 8 + 40)
 
 
 def test_nothing_is_published_with_other_images_than_those_it_was_trained_on(run, tmp_path):

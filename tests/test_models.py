@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -138,6 +140,30 @@ def test_composed_head_puts_relu_behind_batch_norm_and_penalties_on_all_but_the_
     ]  # fmt: skip
     penalized = [x.name for x in net.model.layers if getattr(x, "kernel_regularizer", None)]
     assert penalized == ["head_conv_1", "dense_1"]
+
+
+def test_relu_follows_a_batch_norm_only_where_that_follows_a_layer_with_a_kernel():
+    dense, norm, drop = HeadLayer("dense", 8), HeadLayer("batch_norm", 1), HeadLayer("dropout", 0.5)
+    for layers, relus in (
+        ((dense, drop, norm), ["dense_1_relu"]),
+        ((norm, drop, dense), ["dense_1_relu"]),
+        ((dense, norm, drop), ["batch_norm_1_relu"]),
+    ):
+        net = build(Head(layers=layers))
+        assert [n for n, g in net.groups.items() if g == "head" and n.endswith("_relu")] == relus
+
+
+def test_a_prefix_that_is_taken_too_is_given_again():
+    x = keras.Input((4,))
+    found = keras.Model(x, heads.build(x, Head(layers=(HeadLayer("dense", 8),)), 2, {"dense_1", "head_dense_1"}))
+    assert "head_head_dense_1" in [layer.name for layer in found.layers]
+
+
+def test_weights_may_lie_below_the_home_folder(tmp_path, monkeypatch):
+    net = build()
+    net.model.save_weights(tmp_path / "my.weights.h5")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    models.load_weights(build(), Path("~/my.weights.h5"), head=True, skip=set())
 
 
 def test_a_head_whose_layer_is_called_like_one_of_the_backbone_still_builds():

@@ -96,6 +96,7 @@ def test_a_pretraining_fits_the_cut_network(save, tmp_path):
     [
         (lambda x: x, "file_pooling"),
         (lambda x: layers.Softmax(name="softmax")(layers.Dropout(0.5)(layers.Dense(2)(x))), "dense_1"),
+        (lambda x: keras.ops.softmax(layers.Dense(2)(x)), "dense_1"),
         (lambda x: layers.BatchNormalization(name="norm")(x), "norm"),
         (lambda x: layers.Concatenate(name="both")([x, layers.Dense(2)(x)]), "both"),
     ],
@@ -103,6 +104,21 @@ def test_a_pretraining_fits_the_cut_network(save, tmp_path):
 def test_the_classifier_is_the_dense_layer_that_the_answer_comes_from(save, end, last):
     net = build(save(conv_net(end=end)))
     assert [name for name, group in net.groups.items() if group != "head"][-1] == last
+
+
+def test_an_activation_that_is_called_in_the_body_too_leads_to_the_classifier(save):
+    images, relu = keras.Input((16, 16, 3)), layers.Activation("relu")
+    x = layers.GlobalAveragePooling2D(name="pool")(relu(layers.Conv2D(4, 3, name="conv")(images)))
+    net = build(save(keras.Model(images, relu(layers.Dense(2, name="logits")(x)))))
+    assert "logits" not in net.groups and net.groups["pool"] != "head"
+
+
+def test_a_network_of_ours_is_one_of_your_own_again_and_again(save):
+    name, weights = "small_cnn", False
+    for turn in range(3):
+        net = build(name, head=Head(layers=(HeadLayer("dense", 8),)), weights=weights)
+        name, weights = save(models.standard(net.model), f"{turn}.keras"), True
+    assert {"images", "scaling", "file_scaling", "file_file_scaling", "output"} <= {x.name for x in net.model.layers}
 
 
 def test_a_network_of_ours_is_one_of_your_own(save):

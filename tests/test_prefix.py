@@ -334,6 +334,16 @@ def test_right_features_pass(computed):
     assert 0 <= prefix.verify(need, SPLITS["validation"], rows) < 1e-6
 
 
+def test_what_a_later_stage_trains_is_not_what_features_are_compared_with(computed):
+    """The run that computed them may train on; the next one starts from the same weights as it did."""
+    need, rows = computed
+    prefix.verify(need, SPLITS["validation"], rows)
+    same = needed(network(residual, "conv_3", "output"))
+    for weight in need.network.model.weights:
+        weight.assign(weight + 1.0)
+    assert same.layers == need.layers and prefix.verify(same, SPLITS["validation"], rows) < 1e-6
+
+
 @pytest.mark.parametrize("tensor", [0, 1])
 @pytest.mark.parametrize("value", [100.0, np.nan, np.inf])
 def test_one_altered_value_is_found(computed, tensor, value):

@@ -199,6 +199,18 @@ def test_other_steps_are_no_company(other):
     assert companies(STUDY + other) == [1, 1]
 
 
+def test_companies_of_equal_networks_and_other_epochs_have_a_trunk_each(tmp_path):
+    head = "head = {{ pooling = 'flatten', layers = [{{ dense = 8 }}, {{ dropout = 0.2 }}, {{ dense = 8 }}] {} }}"
+    rows = [
+        f'[[freeze]]\nname = "{name}_{epochs}"\n{head.format(smooth)}\ntrain = {train}\nepochs = {epochs}\n'
+        for name, train in (("output", '["head/output"]'), ("dense", '["head/dense_2", "head/output"]'))
+        for epochs, smooth in ((1, ""), (2, ", label_smoothing = 0.1"))
+    ]
+    told = train(tmp_path / "r", runs(STUDY.partition("[[freeze]]")[0] + "".join(rows)))
+    assert {r["outcome"] for r in told.values()} == {"ok"}, [r["reason"] for r in told.values()]
+    assert [r["trunk"]["reused"] for r in told.values()] == [False, False, True, True]
+
+
 def test_what_the_plain_engine_trains_and_what_was_not_estimated_is_alone():
     chosen = [(run, setting(run)) for run in runs(ROWS)]
     plain = [(run, {**told, "engines": [{"name": "plain", "most_bytes": None}]}) for run, told in chosen]

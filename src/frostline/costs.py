@@ -99,6 +99,10 @@ def _stage(
                 f'{", ".join(sorted(moved & set(cut.below)))}; give that stage frontier = "exact"'
             )
         return _plain(network, stage, images, xla, "an earlier stage trains below the frontier", timed)
+    if told := prefix.uncheckable(network.model, cut.boundary):
+        if asked == "cached" or stage.frontier != "exact":
+            raise UserError(f"{told}; give --engine plain")
+        return _plain(network, stage, images, xla, told, timed)
     total = _passed(images, stage)
     if cut.image_bytes * total > room.disk_bytes:
         told = f"its features take {size(cut.image_bytes * total)}, and there is room for {size(room.disk_bytes)}"
@@ -108,7 +112,7 @@ def _stage(
                 "to a larger one"
             )
         cut = frontier.split(network.model, mode=stage.frontier, most_bytes=room.disk_bytes // total)
-        if cut.prefix is None:
+        if cut.prefix is None or prefix.uncheckable(network.model, cut.boundary):
             return _plain(network, stage, images, xla, told, timed)
         cost = _cached(network, cut, stage, images, xla, room, known)
         cost = dataclasses.replace(cost, most_bytes=room.disk_bytes // total, reason=f"cut lower: {told}")

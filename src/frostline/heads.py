@@ -71,7 +71,8 @@ def build(x: Any, head: Head, classes: int, taken: Collection[str] = ()) -> Any:
     for i, layer in enumerate(head.layers):
         counts[layer.kind] = counts.get(layer.kind, 0) + 1
         name = f"{layer.kind}_{counts[layer.kind]}"
-        name = f"head_{name}" if any(f"{other}_".startswith(f"{name}_") for other in taken) else name
+        while any(f"{other}_".startswith(f"{name}_") for other in taken):
+            name = f"head_{name}"
         if layer.kind in ("conv", "block") and pooled:
             raise UserError(f"a {layer.kind} layer of a head stands before the dense and dropout layers; move it up")
         if layer.kind == "block":
@@ -81,7 +82,8 @@ def build(x: Any, head: Head, classes: int, taken: Collection[str] = ()) -> Any:
             x = keras.layers.Conv2D(int(layer.size), 3, padding="same", kernel_regularizer=regularizer, name=name)(x)
         elif layer.kind == "batch_norm":
             x = keras.layers.BatchNormalization(name=name)(x)
-            x = keras.layers.ReLU(name=f"{name}_relu")(x)
+            if i and head.layers[i - 1].kind in ("dense", "conv"):
+                x = keras.layers.ReLU(name=f"{name}_relu")(x)
             continue
         else:
             x, pooled = (x, True) if pooled else (_pool(x, head.pooling), True)

@@ -170,7 +170,7 @@ def load_weights(network: Network, path: Path, *, head: bool, skip: set[str]) ->
     try:
         with _keeping(network, skip), warnings.catch_warnings():
             warnings.simplefilter("error")  # Keras only warns of some layers that it leaves as they were
-            (network.model if head else network.backbone).load_weights(path)
+            (network.model if head else network.backbone).load_weights(path.expanduser())
     except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} does not hold the weights of this network: {reason}") from error

@@ -1,5 +1,6 @@
 """A person's own network: a Keras file, of which the part below its classifier is the backbone."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,16 @@ def build(path: str, x: Any) -> Any:
         args, kwargs = keras.tree.map_structure(lambda given: x if given is images else given, (args, kwargs))
         return layer(*args, **kwargs)
 
-    inputs = keras.tree.map_structure(lambda _: images, model.input)
-    return keras.models.clone_model(model, inputs, clone_function=_fresh, call_function=call).outputs[0]
+    inputs, names = keras.tree.map_structure(lambda _: images, model.input), _names(model)
+    clone = functools.partial(_fresh, names=names)
+    return keras.models.clone_model(model, inputs, clone_function=clone, call_function=call).outputs[0]
 
 
 def weights(path: str) -> dict[str, list[Any]]:
     """The weights in the file by the names that `build` gives to the layers; raises UserError."""
-    return {_name(layer): layer.get_weights() for layer in _load(path).layers}
+    model = _load(path)
+    names = _names(model)
+    return {names[layer.name]: layer.get_weights() for layer in model.layers}
 
 
 def features(model: Any) -> Any:
@@ -41,12 +45,13 @@ def features(model: Any) -> Any:
 
     x = model.outputs[0]
     while True:
-        operation = x._keras_history.operation
+        operation, number, _ = x._keras_history
+        inputs = operation._inbound_nodes[number].input_tensors  # of this call: an operation may be called elsewhere
         if isinstance(operation, keras.layers.Dense):
-            return operation.input
-        if getattr(operation, "weights", None) or isinstance(operation.input, (list, tuple)) or operation.input is x:
+            return inputs[0]
+        if getattr(operation, "weights", None) or len(inputs) != 1:
             return model.outputs[0]
-        x = operation.input
+        (x,) = inputs
 
 
 def _load(path: str) -> Any:
@@ -78,15 +83,20 @@ def _not_loaded(path: str, reason: str) -> str:
     return f"{path} is not a Keras file, or damaged: {reason.strip().split(chr(10))[0]}"
 
 
-def _fresh(layer: Any) -> Any:
+def _fresh(layer: Any, names: dict[str, str]) -> Any:
     """The same layer with weights of its own that train, in the precision that is set."""
     import keras
 
     if not isinstance(layer, keras.Layer):
         return layer  # an operation has no state
-    changes = {"name": _name(layer), "dtype": keras.config.dtype_policy().name, "trainable": True}
+    changes = {"name": names[layer.name], "dtype": keras.config.dtype_policy().name, "trainable": True}
     return type(layer).from_config({**layer.get_config(), **changes})
 
 
-def _name(layer: Any) -> str:
-    return f"file_{layer.name}" if layer.name in TAKEN else layer.name
+def _names(model: Any) -> dict[str, str]:
+    """What its layers are called in a network of ours, by their names in the file."""
+    names = {layer.name: layer.name for layer in model.layers}
+    for name in names.keys() & {*TAKEN}:
+        while names[name] in TAKEN or list(names.values()).count(names[name]) > 1:
+            names[name] = f"file_{names[name]}"
+    return names

@@ -291,7 +291,7 @@ def _run(
             report(done, total)
     seconds = time.perf_counter() - before
     return {
-        n.key: {"program": program.name, "seconds": seconds * share}
+        n.key: {"program": program.name, "seconds": seconds * share, "pass": needs[0].key}
         for n, share in zip(needs, _shares(needs), strict=True)
     }
 
@@ -430,7 +430,7 @@ def _whole(need: Need) -> Call:
     network, precision = need.network, _precision(need.network)
     key = (precision, need.cut.boundary, *need.layers.values())
     if key not in _kept:
-        exact = network.model if precision == "float32" else models.standard(network.model)
+        exact = models.standard(network.model)  # a copy: a later stage may train what lies below
         _kept.clear()
         _kept[key] = _program(part(exact, need.cut.boundary), False)
     return _kept[key]
@@ -442,12 +442,19 @@ def part(model: Any, names: Sequence[str]) -> Any:
 
     flat = graphs.flatten(model)
     tensors = _tensors(flat)
-    for name in names:
-        if name not in tensors and name != flat.inputs[0].name:
-            raise UserError(
-                f"features at {name}, which is called more than once, cannot be checked; give --engine plain"
-            )
+    if told := _unnamed(flat, names):
+        raise UserError(f"{told}; give --engine plain")
     return keras.Model(flat.inputs, [tensors.get(name, flat.inputs[0]) for name in names])
+
+
+def uncheckable(model: Any, names: Sequence[str]) -> str:
+    """Why features at some layers of a model cannot be checked; empty where they can."""
+    return _unnamed(graphs.flatten(model), names)
+
+
+def _unnamed(flat: Any, names: Sequence[str]) -> str:
+    unknown = sorted({*names} - _tensors(flat).keys() - {flat.inputs[0].name})
+    return f"features at {unknown[0]}, which is called more than once, cannot be checked" if unknown else ""
 
 
 def _tensors(model: Any) -> dict[str, Any]:

@@ -192,9 +192,12 @@ def _estimate(
 
 def _estimated_memory(network: models.Network, masks: list[freezing.Mask], run: Run) -> int:
     """Bytes of weights, gradients, two optimizer slots, and the activations of one batch kept for the backward pass."""
+    import keras
+
     trained = max(mask.trainable_params for mask in masks)
     batch = max(stage.batch_size for stage in run.freeze.stages)
-    activations = sum(int(np.prod(layer.output.shape[1:])) for layer in network.model.layers)
+    outputs = keras.tree.flatten([layer.output for layer in network.model.layers])
+    activations = sum(int(np.prod(output.shape[1:])) for output in outputs)
     return 4 * (masks[0].total_params + 3 * trained + 2 * batch * activations)
 
 

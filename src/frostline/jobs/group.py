@@ -133,7 +133,7 @@ def train(
         report=lambda **epoch: emit("epoch", text=_epoch_line(epoch)),
     )
     answers = _evaluate(network, dataset, trained)
-    pass_seconds = sum(facts["seconds"] for facts in used.facts.values())
+    pass_seconds = _pass_seconds(used)
     alone = time.perf_counter() - started - used.waited_seconds + used.load_seconds + pass_seconds
     alone += trained.spared_seconds
 
@@ -178,11 +178,19 @@ def _of_training(trained: training.Trained) -> dict[str, Any]:
     }
 
 
+def _pass_seconds(used: store.Used) -> float:
+    """Seconds of the passes that a run needs: frontiers of one pass are computed with the highest of them."""
+    passes: dict[str, float] = {}
+    for facts in used.facts.values():
+        passes[facts["pass"]] = max(facts["seconds"], passes.get(facts["pass"], 0.0))
+    return sum(passes.values())
+
+
 def _of_features(used: store.Used) -> dict[str, Any]:
     """What a record says of the features a run trained on; all null where it used none."""
     taken = list(used.facts.values())
     return {
-        "features_seconds": sum(facts["seconds"] for facts in taken) if taken else None,
+        "features_seconds": _pass_seconds(used) if taken else None,
         "features_reused": used.reused if taken else None,
         "features_difference": used.difference,
         "features_bytes": sum(facts["bytes"] for facts in taken) if taken else None,

@@ -46,10 +46,10 @@ def shared(
     freezing.apply(network.model, network.groups, own)
     if found is None or run not in runs:
         return None
-    facts = {"features": key, "seed": run.seed, "batch": own.batch_size, "part": run.data.train_images, "xla": xla}
-    name = trunk.key(found, facts)
-    kept, _ = shelf.trunks.get(name, (None, runs))
     epochs = max(other.freeze.stages[0].epochs for other in runs)
+    facts = {"features": key, "seed": run.seed, "batch": own.batch_size, "part": run.data.train_images, "xla": xla}
+    name = trunk.key(found, facts | {"epochs": epochs})
+    kept, _ = shelf.trunks.get(name, (None, runs))
     nbytes = trunk.nbytes(found, arrays, epochs)
     if kept is None and not shelf.has_room(nbytes, key):
         return None

@@ -105,6 +105,7 @@ class Used:
 
 def _facts(key: str, book: features.Features) -> dict[str, Any]:
     told = {name: book.about[name] for name in ("boundary", "mode", "program", "seconds")}
+    told["pass"] = book.about.get("pass", key)
     return {"key": key, "in_memory": book.in_memory, "bytes": book.nbytes, **told}
 
 
