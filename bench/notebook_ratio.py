@@ -64,13 +64,13 @@ def child(configuration: str, precision: str, xla: str, images: int) -> None:
     print(json.dumps({"seconds": seconds, "trainable": trained.masks[0].trainable_params}))
 
 
-def chosen() -> dict[str, choice.Setting]:
+def chosen(images: int) -> dict[str, choice.Setting]:
     """What `auto` takes for the split study on this machine, measured now."""
     asked = Options(CONFIGURATIONS, seeds=(0,), weights="none", precision=("auto",), engine=("plain",))
     study = plan.resolve(studies.load("cifar10_split"), asked)
     runs = plan.runs(study, asked, lambda data: "random pixels", lambda path: "")
-    shape = {"variant": "", "size": 32, "classes": 5, "images": {"train": 6400, "validation": 0, "test": 0}}
-    shapes = [{"freeze": name, "untimed": [{"engine": "plain"}], **shape} for name in CONFIGURATIONS]
+    shape = {"size": 32, "classes": 5, "images": {"train": images, "validation": 0, "test": 0}}
+    shapes = [{"model": run.model, "untimed": [{"engine": "plain"}], **shape} for run in runs]
     device = "gpu" if runtimes.cuda_devices() else "cpu"
     checked = {"device": device, "mixed": "mixed_bfloat16", "configurations": shapes, "effort": None}
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def main() -> None:
     if args.child:
         child(*args.child, args.images)
         return
-    auto = chosen()
+    auto = chosen(args.images)
     table = []
     for name in CONFIGURATIONS:
         theirs, own, trainable = [], [], set()
