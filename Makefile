@@ -13,8 +13,8 @@ READY := $(VENV)/.ready-$(EXTRA)
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check
 QUIET := $(shell test -t 2 || echo --quiet)# in a terminal pip shows how far it is
-PLACE := --results $(RESULTS)
-FROM  := $(if $(DATA),--data-dir $(DATA))
+PLACE := --results "$(RESULTS)"
+FROM  := $(if $(DATA),--data-dir "$(patsubst ~/%,$(HOME)/%,$(DATA))")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup bench bench-gpu bench-compare test test-slow lint table plot export infer lock clean
@@ -37,12 +37,13 @@ $(READY): requirements/$(EXTRA).txt pyproject.toml
 	@touch $@
 
 bench: $(READY) ## train, compare, export and measure STUDY
-	$(BIN)/frostline run $(STUDY) $(PLACE) --exports $(EXPORTS) $(FROM) $(ARGS)
+	$(BIN)/frostline run $(STUDY) $(PLACE) --exports "$(EXPORTS)" $(FROM) $(ARGS)
 
 bench-gpu: $(READY) ## the whole GPU programme: digits and cifar10_split, mixed precision with XLA, with and without host copies
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "no GPU: nvidia-smi lists none"; exit 1; }
 	@worst=0; for study in digits cifar10_split; do \
-	  $(BIN)/frostline run $$study $(PLACE) --exports $(EXPORTS) $(FROM) --precision auto --xla on $(ARGS) || worst=$$?; \
+	  $(BIN)/frostline run $$study $(PLACE) --exports "$(EXPORTS)" $(FROM) --precision auto --xla on $(ARGS) || worst=$$?; \
+	  case $$worst in 130) exit 130;; esac; \
 	done; exit $$worst
 
 bench-compare: $(READY) ## time single calls, and fail where one is slower than when this was last run
@@ -59,16 +60,16 @@ lint: $(READY) ## style and types
 	$(BIN)/mypy
 
 table: $(READY) ## the tables of RESULTS
-	@$(BIN)/frostline table $(RESULTS) $(ARGS)
+	@$(BIN)/frostline table "$(RESULTS)" $(ARGS)
 
 plot: $(READY) ## the curves of RESULTS, into RESULTS/plots
-	@$(BIN)/frostline plot $(RESULTS) $(ARGS)
+	@$(BIN)/frostline plot "$(RESULTS)" $(ARGS)
 
 export: $(READY) ## publish the models of RESULTS into EXPORTS
-	$(BIN)/frostline export $(RESULTS) --exports $(EXPORTS) $(FROM) $(ARGS)
+	$(BIN)/frostline export "$(RESULTS)" --exports "$(EXPORTS)" $(FROM) $(ARGS)
 
 infer: $(READY) ## measure the models of EXPORTS
-	$(BIN)/frostline infer $(EXPORTS) $(PLACE) $(FROM) $(ARGS)
+	$(BIN)/frostline infer "$(EXPORTS)" $(PLACE) $(FROM) $(ARGS)
 
 lock: $(READY) ## pin the dependencies of both extras anew
 	$(PIP) --quiet uv

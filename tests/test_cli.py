@@ -87,10 +87,24 @@ def test_memory_and_engine_reach_the_harness(monkeypatch, tmp_path):
 
     seen = []
     monkeypatch.setattr(tables, "plan", lambda found, width: "")
-    monkeypatch.setattr(harness, "dry_run", lambda study, options, places: seen.append((options, places)))
-    assert run("run", "digits", "--dry-run", "--engine", "cached,plain", "--features-memory", "1KiB") == 0
-    ((options, places),) = seen
-    assert options.engine == ("cached", "plain") and places.features_memory == 1024
+    monkeypatch.setattr(harness, "dry_run", lambda study, options, places, fresh: seen.append((options, places, fresh)))
+    assert run("run", "digits", "--dry-run", "--engine", "cached,plain", "--features-memory", "1KiB", "--fresh") == 0
+    ((options, places, fresh),) = seen
+    assert fresh and options.engine == ("cached", "plain") and places.features_memory == 1024
+
+
+def test_a_status_is_told_also_where_nobody_reads_the_tables(monkeypatch, tmp_path):
+    from frostline.exporting import checking
+
+    def gone(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    monkeypatch.setattr(cli.os, "dup2", lambda *args: None)
+    for wrong, status in (([], 0), (["half a version"], 1)):
+        found = [{"model": "m", "version": 1, "wrong": wrong}]
+        monkeypatch.setattr(checking, "check", lambda exports, found=found: found)
+        assert run("check", tmp_path) == status
 
 
 def test_only_of_export_must_exist(tmp_path, capsys):

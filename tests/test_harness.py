@@ -190,7 +190,7 @@ def test_what_a_dead_group_left_is_tried_once_more_each_run_alone(places, four, 
     assert children_.jobs == [[0, 1, 2, 3], [1], [2], [3]]
     assert [(r["seed"], r["outcome"]) for r in records.read(places.results)] == [(s, "ok") for s in range(4)]
     told = capsys.readouterr().err
-    assert told.count("trying once more, alone") == 3 and "[2/4] output seed 1: killed by the system" in told
+    assert told.count("killed by the system; trying once more, alone") == 3 and "[2/4] output seed 1: killed" in told
 
 
 def test_a_second_death_is_a_failed_record_and_the_rest_of_the_group_goes_on(places, four, monkeypatch):
@@ -449,10 +449,10 @@ def test_step_times_are_measured_once_and_kept(places, open_runs, monkeypatch):
 def test_a_dry_run_says_what_an_earlier_command_chose(places, open_runs, monkeypatch):
     places.results.mkdir()
     monkeypatch.setattr(base, "spawn", answering(FakeTimer()))
-    assert "as an earlier" not in harness._auto(open_runs, open_runs, CHECKED, places)
+    assert "as an earlier" not in harness._auto(open_runs, open_runs, CHECKED, [])
     cells = settle(open_runs, places)
     told = "as an earlier command chose: float32 with XLA off"
-    assert harness._auto(open_runs, open_runs, CHECKED, places) == told
+    assert harness._auto(open_runs, open_runs, CHECKED, records.read(places.results)) == told
     faster = {("float32", "on", "all"): [stage() | {"seconds": 1.0}]}
     cells = [c | {"stages": faster.get((c["precision"], c["xla"], c["freeze"]), c["stages"])} for c in cells]
     rows = settling.chosen({"cells": cells, "device": "cpu"}, open_runs)

@@ -105,6 +105,16 @@ def test_a_pretraining_is_another_task_and_has_a_picture_of_its_own():
     assert found["toy.pretrain"].panels[0].lines[0].points == [(1, 7.0, None)]
 
 
+def test_the_images_of_a_quick_try_are_no_number_of_images_to_compare():
+    found = of([train("head"), train("all"), train("few", limit=100, train_images=90)])
+    assert set(found) == {"toy"} and "Of several numbers" not in found["toy"].caption
+    sizes = [train("head", size=size, variant=f"{size}_images") for size in (10, "all")]
+    quick = train("head", limit=5, train_images=5, configuration="quick", variant="5_images")
+    found = of([*sizes, quick | {"config": {"data": {"train_images": [5]}}}])
+    assert found["toy.train_images"].ticks == [10, 1000]
+    assert [p[0] for p in found["toy.train_images"].panels[0].lines[0].points] == [10, 1000]
+
+
 def test_several_numbers_of_training_images_are_a_curve_of_accuracy():
     found = of([
         train(name, seed, size=size, variant=f"{size}_images-plain", test_top1=0.1 * len(str(size)) + 0.1 * seed,

@@ -22,6 +22,19 @@ def test_lines_come_at_most_every_five_seconds_with_the_time_left(clock, capsys)
     assert lines(capsys) == ["at 0", "at 6 - 2/4 epochs, about 6 s left", "at 12 - 3/4 epochs, about 4 s left"]
 
 
+def test_work_goes_on_where_nobody_reads_its_lines(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = isatty = lambda self: None
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Progress(2) as progress:
+        progress.show("one")
+        progress.say("two")
+
+
 def test_no_time_left_is_told_where_the_parts_are_too_unequal(clock, capsys):
     with Progress(4, "cells", clock=lambda: clock[0], left=False) as progress:
         progress.show("timing", advance=1)

@@ -6,14 +6,15 @@ from frostline import whole
 def train(freeze, seconds, top1, **more):
     row = {
         "freeze": freeze, "study": "toy", "outcome": "ok", "protocol": "clean", "search": None, "task": "t",
-        "runs": [f"{freeze}.s0"], "total_seconds": seconds, "validation_top1": top1, "precision": "float32",
+        "runs": [f"{freeze}.s0"], "run_times": ["t"], "total_seconds": seconds, "validation_top1": top1,
+        "precision": "float32",
     }  # fmt: skip
     return row | more
 
 
 def infer(run, runtime, batch, rate, p50, **more):
     row = {
-        "outcome": "ok", "runtime": runtime, "device": "cpu", "run": run, "batch_size": batch,
+        "outcome": "ok", "runtime": runtime, "device": "cpu", "run": run, "run_time": "t", "batch_size": batch,
         "images_per_second": rate, "latency_p50_seconds": p50,
     }  # fmt: skip
     return row | more
@@ -44,7 +45,7 @@ def test_rows_of_other_tasks_trials_failures_and_rows_validated_on_test_are_on_n
     trial = {"search": {"best": False}}
     rows = [train("a", 5, 0.5), train("b", 6, 0.6), train("other", 1, 0.99, task="u"), train("trial", 1, 1.0, **trial),
             train("best", 7, 0.7, search={"best": True}), train("dagger", 1, 1.0, protocol="document"),
-            train("broken", None, None, outcome="failed", runs=[])]  # fmt: skip
+            train("broken", None, None, outcome="failed", runs=[], run_times=[])]  # fmt: skip
     found = fronts(rows)
     assert {name for name, (time, _) in found.items() if time} == {"a", "b", "best"}
     assert [found[name][0] for name in ("other", "trial", "dagger", "broken")] == [None] * 4
@@ -60,6 +61,7 @@ def test_best_figures_come_from_the_artifacts_of_the_rows_own_runs():
         infer("a.s0", "null", 1, 9e9, 1e-9),
         infer("a.s0", "saved_model", 1, None, None, outcome="failed"),
         infer("older.s0", "onnxruntime", 1, 9e6, 1e-6),
+        infer("a.s0", "onnxruntime", 1, 9e6, 1e-6, run_time="before it was trained again"),
         infer("b.s0", "openvino", 1, 10.0, 0.002, device="gpu", stable=False, host_copies=False),
     ]
     rows = [train("a", 1, 0.5), train("b", 2, 0.4), train("c", 3, 0.9)]

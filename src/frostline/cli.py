@@ -30,6 +30,7 @@ LISTS = ("studies", "datasets", "backbones", "heads", "runtimes")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 when a cell failed, 2 for a mistake of the user, 130 on Ctrl-C."""
+    args = argparse.Namespace()
     try:
         commands = parser()
         args, rest = commands.parse_known_args(argv)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return vars(args).get("status", 0)
 
 
 class Parser(argparse.ArgumentParser):
@@ -289,18 +290,19 @@ def run(args: argparse.Namespace) -> int:
     )
     places = harness.Places(args.results, args.exports, args.data_dir, args.features_memory)
     if args.dry_run:
-        print(tables.plan(harness.dry_run(args.study, options, places), _width()))
+        print(tables.plan(harness.dry_run(args.study, options, places, fresh=args.fresh), _width()))
         return 0
     infer = not (args.no_infer or args.no_export)
     good, asked = harness.run_study(
         args.study, options, places, fresh=args.fresh, export=not args.no_export, infer=infer
     )
+    args.status = 0 if good else 1  # also where nobody reads on
     name = Path(args.study).stem
     found = [r for r in records.read(args.results) if r["study"] == name]
     print(tables.render(found, _terminal_format(), asked, width=_width()))
     if deploy.published(args.exports) and not args.no_export:
         _renew_bundle(args.exports, args.results)
-    return 0 if good else 1
+    return args.status
 
 
 def layers(args: argparse.Namespace) -> int:
@@ -337,7 +339,7 @@ def recommend(args: argparse.Namespace) -> int:
     _records([args.results])
     limits = recommend.Limits(args.margin, args.max_latency_p99, args.min_accuracy, args.max_train_seconds)
     advice = recommend.advise(args.results, limits, on_test=args.validated_on_test)
-    print(recommend.render(advice, "json" if args.format == "json" else _terminal_format()))
+    print(recommend.render(advice, "json" if args.format == "json" else _terminal_format(), _width()))
     return 0
 
 
@@ -377,9 +379,10 @@ def export(args: argparse.Namespace) -> int:
     chosen = {c.rows[-1]["configuration"] for c in configurations if c.freeze in asked}
     with records.lock(args.results):
         good = harness.export_models(chosen, places, args.variant)
+    args.status = 0 if good else 1
     if deploy.published(args.exports):
         print(_renew_bundle(args.exports, args.results))
-    return 0 if good else 1
+    return args.status
 
 
 def check(args: argparse.Namespace) -> int:
@@ -387,12 +390,13 @@ def check(args: argparse.Namespace) -> int:
     from frostline.exporting import checking
 
     found = checking.check(args.exports)
+    args.status = 1 if any(entry["wrong"] for entry in found) else 0
     if args.format == "json":
         print(json.dumps(found, indent=2))
     else:
         for entry in found:
             print(f"{entry['model']} {entry['version']}: {'; '.join(entry['wrong']) or 'ok'}")
-    return 1 if any(entry["wrong"] for entry in found) else 0
+    return args.status
 
 
 def infer(args: argparse.Namespace) -> int:
@@ -413,10 +417,11 @@ def infer(args: argparse.Namespace) -> int:
     )
     with records.lock(args.results):
         good = harness.infer_models(None, places, asked, fresh=args.fresh)
+    args.status = 0 if good else 1
     names = {m["name"] for m in manifests}
     shown = [r for r in records.read(args.results) if r.get("model") in names]
     print(tables.render(shown, _terminal_format(), kinds=("infer",), width=_width()))
-    return 0 if good else 1
+    return args.status
 
 
 def serve(args: argparse.Namespace) -> int:

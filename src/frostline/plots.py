@@ -133,9 +133,11 @@ def _of_study(study: str, own: list[Configuration], only: Collection[str]) -> li
     for configuration in _tasks(chosen):
         if configuration.finished:
             series.setdefault(_key(configuration), []).append(configuration)
-    sizes = sorted({_size(c) for same in series.values() for c in same})
+    every = [c for same in series.values() for c in same]
+    compared = [c for c in every if not _quick(c)] or every
+    sizes = sorted({_size(c) for c in compared})
     title = f"{study}: {own[-1].rows[-1]['title']}"
-    largest = [(looks[key], max(same, key=_size)) for key, same in series.items()]
+    largest = [(looks[key], max(same, key=lambda c: (not _quick(c), _size(c)))) for key, same in series.items()]
     notes = ["Of several numbers of training images the largest is drawn."] if len(sizes) > 1 else []
     drawn = [_over_epochs(study, title, largest, [*notes, *_notes(_tasks(chosen))])] if largest else []
     before = [c for c in chosen if c.freeze == PRETRAIN]
@@ -143,7 +145,8 @@ def _of_study(study: str, own: list[Configuration], only: Collection[str]) -> li
         done = [(Look(0), c) for c in before if c.finished]
         drawn.append(_over_epochs(f"{study}.{PRETRAIN}", f"{title} - the pre-training", done, _notes(before)))
     if len(sizes) > 1:
-        by_key = [(looks[key], same) for key, same in series.items()]
+        by_key = [(looks[key], [c for c in same if c in compared]) for key, same in series.items()]
+        by_key = [(look, same) for look, same in by_key if same]
         drawn.append(
             _over_sizes(f"{study}.train_images", f"{title} - by training images", by_key, sizes, _notes(_tasks(chosen)))
         )
@@ -158,6 +161,11 @@ def _key(configuration: Configuration) -> tuple[str, str]:
     """The configuration whatever its number of training images: its name, and its variant without that."""
     (asked,) = configuration.rows[-1]["config"]["data"]["train_images"]
     return configuration.freeze, configuration.variant.removeprefix(f"{asked}_images").removeprefix("-")
+
+
+def _quick(configuration: Configuration) -> bool:
+    """Whether it is a quick try, whose images are no number that a study asks for."""
+    return bool(configuration.rows[-1].get("limit") or configuration.rows[-1].get("epochs_cap"))
 
 
 def _size(configuration: Configuration) -> int:

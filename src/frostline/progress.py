@@ -1,5 +1,6 @@
 """What a person sees while work goes on: a bar in a terminal, plain lines elsewhere; both on standard error."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -44,7 +45,7 @@ class Progress:
             self.bar.update(self.task, description=text, advance=advance)
         elif self.clock() - self.last_line >= QUIET_SECONDS:
             self.last_line = self.clock()
-            print(f"{text}{self._left()}", file=sys.stderr, flush=True)
+            tell(f"{text}{self._left()}")
 
     def begin(self, size: float) -> None:
         """A part of that size starts; one that ends early (early stopping) counts in full all the same."""
@@ -61,7 +62,7 @@ class Progress:
         if self.bar:
             self.bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def _left(self) -> str:
         if not 0 < self.done < self.total:
@@ -70,6 +71,12 @@ class Progress:
             return f" - {self.done:g}/{self.total:g} {self.unit}"
         seconds = (self.clock() - self.started) / self.done * (self.total - self.done)
         return f" - {self.done:g}/{self.total:g} {self.unit}, about {duration(seconds)} left"
+
+
+def tell(text: str) -> None:
+    """A line on standard error; one whose reader has gone stops no work."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

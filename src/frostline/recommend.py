@@ -31,6 +31,7 @@ from typing import Any
 
 from frostline import records, tables, whole
 from frostline.errors import UserError
+from frostline.tables import text
 
 CONFIDENCE = 0.95
 REPLICATES = 2000
@@ -464,16 +465,14 @@ def _of_artifacts(rows: Mapping[str, Row], margin: float) -> list[str]:
     return notes
 
 
-def render(advice: list[Row], form: str) -> str:
-    """The recommendations as text, `github` or `plain`, or as `json`."""
+def render(advice: list[Row], form: str, width: int | None = None) -> str:
+    """The recommendations as text, `github` or `plain` in a width, or as `json`."""
     if form == "json":
         return json.dumps(advice, indent=2, ensure_ascii=False)
-    return "\n\n".join(_text(one, form) for one in advice)
+    return "\n\n".join(_text(one, text.Form(form, width)) for one in advice)
 
 
-def _text(one: Row, form: str) -> str:
-    from tabulate import tabulate
-
+def _text(one: Row, form: text.Form) -> str:
     def fine(value: float | None, scale: float = 1.0, digits: int = 4) -> str:
         return "-" if value is None else f"{value * scale:,.{digits}f}"
 
@@ -490,14 +489,13 @@ def _text(one: Row, form: str) -> str:
     headers = ["freeze", "verdict", "total s", "p50 ms", "from", "validation top-1", "loses", "at most", "test top-1"]
     title = f"{one['study']}: which one to take" + (f" - {one['task']}" if one["task"] else "")
     answer = f"Take {one['recommended']}: {one['reason']}." if one["recommended"] else f"Undecided: {one['reason']}."
-    marked = f"**{answer}**" if form == "github" else answer
+    marked = f"**{answer}**" if form.name == "github" else answer
     reasons = [f"{e['name']}: {e['verdict']}, {e['reason']}." for e in one["configurations"]]
     note = (
         f"On {one['validation_images']:,} validation images. loses: against the best of the sample; at most: the "
         "upper 95 % bound of the loss against any other, by a bootstrap over seeds and images. Test chose nothing. "
         "p50: of the fastest artifact with which its row stays within the margin; accuracies are of the trained models."
     )
-    sides = ["left", "left", "right", "right", "left", *["right"] * 4]
-    table = tabulate(lines, headers, form, colalign=sides, disable_numparse=True)
-    return "\n\n".join([f"### {title}" if form == "github" else title, marked, table, "\n".join(reasons),
-                        "\n".join([note, *one["notes"]])])  # fmt: skip
+    table = text.tabulated(lines, headers, form, right=(2, 3, *range(5, 9)))
+    told = [text.paragraphs(part, form) for part in (marked, "\n".join(reasons), "\n".join([note, *one["notes"]]))]
+    return "\n\n".join([text.titled(title, form, None), told[0], table, *told[1:]])

@@ -63,10 +63,10 @@ def run_study(
     return good, {run.configuration for run in planned}
 
 
-def dry_run(name: str, options: Options, places: Places) -> list[Event]:
+def dry_run(name: str, options: Options, places: Places, *, fresh: bool = False) -> list[Event]:
     """What each configuration of a study would train and about what it would cost; trains and keeps nothing."""
     study = planning.load(name, options)
-    known = books.finished(places.results)
+    known = set() if fresh else books.finished(places.results)
     digests: planning.Digests = {}
     planned = planning.plan_runs(study, options, places, known, digests)
     everything = planning.plan_runs(study, dataclasses.replace(options, only=()), places, known, digests)
@@ -78,19 +78,19 @@ def dry_run(name: str, options: Options, places: Places) -> list[Event]:
             **c,
             "seeds": seeds[c["model"]],
             "search": searches[c["freeze"]],
-            "auto": _auto(everything, planned, checked, places),
+            "auto": _auto(everything, planned, checked, [] if fresh else records.read(places.results)),
         }
         for c in checked["configurations"]
         if c["estimate"]
     ]
 
 
-def _auto(everything: list[Run], planned: list[Run], checked: Event, places: Places) -> str | None:
+def _auto(everything: list[Run], planned: list[Run], checked: Event, told: list[Event]) -> str | None:
     """How a command that trains would settle what is `auto`."""
     effort = checked["effort"]
     if not effort:
         return None
-    kept = settling.kept(choice.key(everything), records.read(places.results))
+    kept = settling.kept(choice.key(everything), told)
     if kept and not choice.lacking(everything, kept["cells"], checked["mixed"]):
         return f"as an earlier command chose: {settling.chosen(kept, planned)}"
     if settling.too_little(effort):

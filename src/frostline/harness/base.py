@@ -1,13 +1,12 @@
 """Where a command reads and writes, and its way to the children and to the person."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frostline import children
+from frostline import children, progress
 from frostline.errors import UserError
 
 STARTING = "starting TensorFlow"  # what a child does before its first event
@@ -62,4 +61,4 @@ def spawn(
 
 def say(text: str) -> None:
     """A line for the person who waits; standard output is for tables alone."""
-    print(text, file=sys.stderr, flush=True)
+    progress.tell(text)

@@ -65,9 +65,9 @@ def train_all(pending: list[Run], settings: list[choice.Setting], places: Places
             undone, reason = _train(ready, places, progress)
             for member in undone:
                 progress.say(f"{member.label}: {reason}; trying once more, alone")
-                twice, reason = _train([member], places, progress)
+                twice, again = _train([member], places, progress)
                 if twice:
-                    _fail(member, reason, places, progress)
+                    _fail(member, again, places, progress)
 
 
 def _called(run: Run) -> str:

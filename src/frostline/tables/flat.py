@@ -75,6 +75,7 @@ INFER_KEY = (
 INFER = (
     "version",
     "run",
+    "run_time",
     *INFER_KEY,
     "server",
     *FIGURES,
@@ -139,6 +140,7 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "variant": configuration.variant,
         "task": whole.task(newest),
         "runs": [r["run"] for r in finished],
+        "run_times": [r["time"] for r in finished],
         "outcome": "ok" if finished else "failed",
         "reason": "; ".join(failures) or None,
         "seeds": [r["seed"] for r in finished],
