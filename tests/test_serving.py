@@ -218,7 +218,7 @@ def test_status_and_metadata(server):
         (f"{LINE}:predict", b"\xff\xfe", 400, "JSON Parse error: 'utf-8' codec"),
         (f"{LINE}:predict", b"[" * 100_000, 400, "JSON Parse error"),
         (f"{LINE}:predict", b'{"instances": ' + b"[" * 70 + b"]" * 70 + b"}", 400, "64 dimensions"),
-        (f"{LINE}:predict", b'{"instances": [1, ' + b"[" * 990 + b"]" * 991 + b"}", 400, "JSON "),  # by how deep Python is
+        (f"{LINE}:predict", b'{"instances": [1, ' + b"[" * 990 + b"]" * 991 + b"}", 400, "JSON "),
         (f"{IMAGES}:predict", {**BYTES, "instances": ["\ud800"]}, 400, "JSON Parse error: 'utf-8' codec"),
         (f"{IMAGES}:classify", {"examples": [{"image/encoded": "\ud800"}]}, 400, "JSON Parse error: 'utf-8' codec"),
         (f"{IMAGES}:classify", {"signature_name": "\ud800", "examples": [{}]}, 400, "JSON Parse error: 'utf-8' codec"),
