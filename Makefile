@@ -9,7 +9,9 @@ ARGS    ?=
 WORKERS ?= 2
 
 EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
-READY := $(VENV)/.ready-$(EXTRA)
+STAMP := $(VENV)/.ready-$(EXTRA)
+OF    := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+READY := $(STAMP)$(if $(findstring command,$(origin PYTHON)),-$(shell $(PYTHON) $(OF) 2>/dev/null || echo none))
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check
 QUIET := $(shell test -t 2 || echo --quiet)# in a terminal pip shows how far it is
@@ -34,7 +36,7 @@ $(READY): requirements/$(EXTRA).txt pyproject.toml
 	@$(PIP) $(QUIET) --requirement requirements/$(EXTRA).txt
 	@echo "3/3 frostline itself"
 	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+	@touch $(STAMP) $(STAMP)-$$($(BIN)/python $(OF))
 
 bench: $(READY) ## train, compare, export and measure STUDY
 	$(BIN)/frostline run $(STUDY) $(PLACE) --exports "$(EXPORTS)" $(FROM) $(ARGS)
