@@ -134,8 +134,8 @@ def _of_study(study: str, own: list[Configuration], only: Collection[str]) -> li
         if configuration.finished:
             series.setdefault(_key(configuration), []).append(configuration)
     every = [c for same in series.values() for c in same]
-    compared = [c for c in every if not _quick(c)] or every
-    sizes = sorted({_size(c) for c in compared})
+    tries = all(map(_quick, every))  # and nothing beside them, so they are compared
+    sizes = sorted({_size(c) for c in every if tries or not _quick(c)})
     title = f"{study}: {own[-1].rows[-1]['title']}"
     largest = [(looks[key], max(same, key=lambda c: (not _quick(c), _size(c)))) for key, same in series.items()]
     notes = ["Of several numbers of training images the largest is drawn."] if len(sizes) > 1 else []
@@ -145,7 +145,7 @@ def _of_study(study: str, own: list[Configuration], only: Collection[str]) -> li
         done = [(Look(0), c) for c in before if c.finished]
         drawn.append(_over_epochs(f"{study}.{PRETRAIN}", f"{title} - the pre-training", done, _notes(before)))
     if len(sizes) > 1:
-        by_key = [(looks[key], [c for c in same if c in compared]) for key, same in series.items()]
+        by_key = [(looks[key], [c for c in same if tries or not _quick(c)]) for key, same in series.items()]
         by_key = [(look, same) for look, same in by_key if same]
         drawn.append(
             _over_sizes(f"{study}.train_images", f"{title} - by training images", by_key, sizes, _notes(_tasks(chosen)))

@@ -67,8 +67,8 @@ def lost(row: Row, artifact: Row) -> tuple[float, float] | None:
 def artifacts(row: Row, infer: Sequence[Row], measure: str) -> list[Row]:
     """Measurements of a row's own artifacts that have a figure, the best first: of latency those of single images."""
     trained = set(zip(row["runs"], row["run_times"], strict=True))  # a run that was trained again is another
-    own = [r for r in infer if r["outcome"] == "ok" and (r.get("run"), r.get("run_time")) in trained]
-    own = [r for r in own if r["runtime"] != "null"]
+    own = [r for r in infer if (r.get("run"), r.get("run_time")) in trained]
+    own = [r for r in own if r["outcome"] == "ok" and r["runtime"] != "null"]
     if measure != "images_per_second":
         own = [r for r in own if r["batch_size"] == 1 and r.get("scenario") in (None, "single_stream")]
     found = [r for r in own if r.get(measure)]  # 0 images/s: no rate kept the bound

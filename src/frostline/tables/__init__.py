@@ -11,7 +11,7 @@ from frostline.tables.layer_list import layers
 from frostline.tables.planned import plan
 from frostline.tables.text import FORMATS, Form, Row, paragraphs, titled
 
-__all__ = ["FORMATS", "Form", "layers", "plan", "render", "rows"]
+__all__ = ["FORMATS", "layers", "plan", "render", "rows"]
 
 
 def render(
