@@ -88,6 +88,17 @@ def nothing_kept():
     cached._kept.clear()
 
 
+def test_a_stage_that_resets_begins_with_the_weights_it_is_given():
+    still = stage("output", learning_rate=1e-9, epochs=1)
+    first = network(residual).model.get_layer("output").get_weights()
+    given = [values + 1.0 for values in first]
+    stages, engines = (stage("output"), still), ["cached", "cached"]
+    _, (net, told) = both(residual, *stages, engines=engines, fresh=[{}, {"output": given}])
+    for weights, wanted in zip(net.model.get_layer("output").get_weights(), given, strict=True):
+        np.testing.assert_allclose(weights, wanted, atol=1e-5)
+    assert told.cuts[1] is not None
+
+
 # -- the same weights ------------------------------------------------------------------------------
 
 # (network, its stages, the engine of each)

@@ -53,6 +53,28 @@ def test_a_failed_run_is_tried_again(places, planned):
     assert books.finished(places.results) == set()
 
 
+def test_rows_whose_weights_cannot_be_had_are_shown_with_the_reason(places, tiny_study, monkeypatch):
+    text = tiny_study.replace('weights = "none"', 'weights = "imagenet"')
+    study = plan.resolve(studies.parse(f'{text}[[freeze]]\nname = "own"\nweights = "none"', "tiny"), Options())
+    asked = plan.runs(study, Options(), lambda data: "data", lambda path: "digest")
+
+    def spawn(job, places, log, on_event, *args, **kwargs):
+        on_event({"event": "unavailable", "reason": "no weights here"})
+        raise UserError("tiny: [[freeze]] 'output': no weights here")
+
+    places.results.mkdir()
+    monkeypatch.setattr(base, "spawn", spawn)
+    for _ in range(2):  # the second time nothing new is to be told
+        with pytest.raises(UserError, match="no weights here"):
+            planning.preflight(asked, places)
+    told = [(r["freeze"], r["outcome"], r["reason"]) for r in records.read(places.results)]
+    assert told == [("output", "skipped", "no weights here"), ("all", "skipped", "no weights here")]
+    assert books.finished(places.results) == set() and not books.all_ok(asked[:1], places.results)
+    finish(asked[0], places.results)
+    books.skip(asked, "another reason", places.results)
+    assert [r["freeze"] for r in records.read(places.results)[2:]] == ["output", "all", "own"]
+
+
 def test_a_child_that_dies_twice_is_a_failed_record_and_the_study_goes_on(places, planned, monkeypatch, capsys):
     attempts = []
 

@@ -4,9 +4,10 @@ import dataclasses
 import types
 
 import keras
+import numpy as np
 import pytest
 
-from frostline import device, plan, studies
+from frostline import backbones, device, plan, studies
 from frostline.errors import UserError
 from frostline.jobs import after, before, group, store
 from frostline.plan import Options
@@ -136,3 +137,31 @@ def test_nothing_is_published_with_other_images_than_those_it_was_trained_on(run
     ):
         after.export(job, lambda event, **facts: None)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_are_listed_without_the_weights(run, monkeypatch):
+    monkeypatch.setattr(before, "check_weights", lambda *args: pytest.fail("no weights are needed"))
+    data = types.SimpleNamespace(train=types.SimpleNamespace(images=np.zeros((1, 32, 32, 3))), class_names=["a", "b"])
+    job = {"layers": True, "where": "tiny"}
+    network, looked = before._checked(run, data, job, lambda event, **facts: None)
+    assert network.model.output_shape == (None, 2) and looked[0][1]["layers"]
+
+
+def test_what_a_stage_resets_is_checked_before_anything_trains(run):
+    stages = tuple(dataclasses.replace(stage, reset=("head/outptu",)) for stage in run.freeze.stages)
+    wrong = dataclasses.replace(run, freeze=dataclasses.replace(run.freeze, stages=stages))
+    data = types.SimpleNamespace(train=types.SimpleNamespace(images=np.zeros((1, 32, 32, 3))), class_names=["a", "b"])
+    with pytest.raises(UserError, match="rule 'head/outptu' matches nothing"):
+        before._checked(wrong, data, {"layers": False, "where": "tiny"}, lambda event, **facts: None)
+
+
+def test_published_weights_that_cannot_be_had_are_told_to_whoever_keeps_the_books(run, monkeypatch):
+    def missing(*args):
+        raise backbones.Unavailable("no weights here")
+
+    monkeypatch.setattr(before, "check_weights", missing)
+    data = types.SimpleNamespace(train=types.SimpleNamespace(images=np.zeros((1, 32, 32, 3))), class_names=["a", "b"])
+    told = []
+    with pytest.raises(UserError, match="no weights here"):
+        before._checked(run, data, {"layers": False}, lambda event, **facts: told.append((event, facts)))
+    assert told == [("unavailable", {"reason": "no weights here"})]

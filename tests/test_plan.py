@@ -254,6 +254,16 @@ def test_a_run_survives_json(tiny_study):
         assert dataclasses.asdict(again) == dataclasses.asdict(run)
 
 
+def test_what_a_later_stage_resets_is_part_of_an_identity(tiny_study):
+    text = tiny_study + "stages = [ {}, {} ]"
+    (plain,) = (r for r in runs(text) if r.freeze.name == "all")
+    (reset,) = (r for r in runs(text.replace("{} ]", '{ reset = ["head/.*"] } ]')) if r.freeze.name == "all")
+    assert plain.identity != reset.identity
+    asked = plan._of_freeze(plain.freeze)
+    assert all("reset" not in stage for stage in asked["stages"])  # so that runs of before there was such a key count
+    assert plain.origin[2] is not None and reset.origin[2] == reset.seed  # whose first weights are random
+
+
 def test_the_pre_training_can_be_asked_for_alone(tiny_study):
     text = with_pretrain(tiny_study)
     assert [r.freeze.name for r in runs(text, Options(only=("pretrain",), seeds=(0, 1)))] == ["pretrain"] * 2

@@ -27,7 +27,7 @@ OTHER = {
     "[search]": {"freeze": "`-`", **dict.fromkeys(studies.SEARCHED, "`-`")},
     "[[freeze]]": {"stages": "`-`"},
 }
-NO_KEYS = {"[[freeze]]": {"drawn", *studies.RUN_KEYS}, "[search]": {"space"}}
+NO_KEYS = {"[train]": {"reset"}, "[[freeze]]": {"drawn", *studies.RUN_KEYS}, "[search]": {"space"}}
 
 
 def told():

@@ -141,6 +141,14 @@ def test_tpe_goes_where_results_are_better():
     assert statistics.median(value for ((_, value),) in search.draw(asked, told)[10:]) < 5e-4
 
 
+def test_no_trial_repeats_another_while_there_are_other_values(tiny_study):
+    text = tiny_study + '[search]\nfreeze = "all"\ntrials = 6\nbatch_size = [8, 16, 32, 64]\n'
+    drawn_sizes = [one["batch_size"] for one in values(text)]
+    assert sorted(drawn_sizes[:4]) == [8, 16, 32, 64] and len(drawn_sizes) == 6
+    tpe = text.replace("trials = 6", 'trials = 4\nsampler = "tpe"')
+    assert sorted(one["batch_size"] for one in values(tpe)) == [8, 16, 32, 64]
+
+
 def test_all_trials_are_timed_as_what_they_vary(tiny_study):
     planned = [r for r in runs(tiny_study + SEARCH, ENDED) if r.freeze.name.startswith("head")]
     assert len({choice.timing_key(run) for run in planned}) == 1

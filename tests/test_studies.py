@@ -62,6 +62,31 @@ def test_engines_are_inherited_by_all_runs(tiny_study):
     assert parse(tiny_study).freeze[0].engine == ("auto",)
 
 
+def test_what_is_inherited_can_be_left_out(tiny_study):
+    study = parse(
+        tiny_study.replace(
+            "epochs = 1", "epochs = 1\nearly_stopping = { patience = 2 }\n"
+            "reduce_on_plateau = { factor = 0.5, patience = 1 }"
+        ),
+        new="""
+        [[freeze]]
+        name = "to_the_end"
+        early_stopping = "none"
+        stages = [ { reduce_on_plateau = false }, {} ]
+        """,
+    )  # fmt: skip
+    kept = [[(s.early_stopping is not None, s.reduce_on_plateau is not None) for s in f.stages] for f in study.freeze]
+    assert kept == [[(True, True)], [(True, True)], [(False, False), (False, True)]]
+
+
+def test_a_stage_may_begin_with_fresh_weights(tiny_study):
+    study = parse(tiny_study + 'reset = ["head/output"]\nstages = [ {}, { reset = ["head/.*"] } ]')
+    assert study.freeze[1].reset == ("head/output",)
+    assert [stage.reset for stage in study.freeze[1].stages] == [(), ("head/.*",)]
+    with pytest.raises(UserError, match=r"\[train\]: unknown key 'reset'"):
+        parse(tiny_study.replace("epochs = 1", 'epochs = 1\nreset = ["head/.*"]'))
+
+
 TURNED = '[augment]\nflip = "both"\nrotation = 0.1\n'
 
 

@@ -213,6 +213,33 @@ def test_a_speed_up_is_that_over_a_row_of_the_same_task():
     assert any(line.startswith("Speed-up: total time of all or all (few), by task, over") for line in both)
 
 
+def skipped(freeze, seed, **more):
+    row = failed(freeze, seed, "no weights here")
+    lost = ("precision", "xla", "engine", "device")
+    return {k: v for k, v in row.items() if k not in lost} | {"outcome": "skipped"} | more
+
+
+def test_rows_that_cannot_be_trained_here_keep_what_their_document_reports():
+    text = lines(records=[skipped("frozen", s, reported={"top1": 0.836, "loss": 0.4}) for s in (0, 1)])
+    assert not any("what training costs" in line for line in text)
+    assert "| frozen | skipped | skipped | skipped | 0.8360 | skipped | 0.4000 |" in text
+    assert "frozen: no weights here." in text  # once for all seeds
+    done = train("frozen", 0, configuration="c-frozen")
+    row = next(line for line in lines(records=[done, skipped("frozen", 1)]) if line.startswith("| frozen | 0.5"))
+    assert "skipped" not in row
+
+
+def test_epochs_and_the_one_whose_weights_were_kept_are_told():
+    history = [{"epoch": n} for n in range(1, 13)]
+    stopped = [train("output", s, history=history[: 10 + s], restored_epochs=[None, 7 + s]) for s in (0, 2)]
+    ended = train("all", 0, history=history[:3], restored_epochs=[None])
+    text = lines(records=[*stopped, ended])
+    assert any(line.endswith("| 11.0 ± 1.4 (2) | 8.0 ± 1.4 (2) |") for line in text)
+    assert any(line.startswith("| all") and line.endswith("| 3 | - |") for line in text)
+    (row,) = (r for r in tables.rows([ended]) if r["freeze"] == "all")
+    assert (row["epochs"], row["restored_epoch"]) == (3, None)
+
+
 def test_without_a_row_that_freezes_nothing_there_is_no_speed_up():
     assert "speed-up" in " ".join(lines())
     assert "speed-up" not in " ".join(lines(records=[train("output", 0), train("dense", 0, trainable=100)]))

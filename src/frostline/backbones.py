@@ -167,6 +167,10 @@ def get(name: str) -> Backbone:
     return lookup(BACKBONES, name, "backbone")
 
 
+class Unavailable(UserError):
+    """Published weights that cannot be had here."""
+
+
 def check_weights(name: str, weights: str | None, size: int = 224) -> None:
     """Refuse published weights that there are not, or that Keras cannot get; raises UserError."""
     get(name)
@@ -184,7 +188,8 @@ def _check_published(name: str, size: int) -> None:
 def published(name: str, size: int) -> list[Any]:
     """Published weights for images of `size` pixels, in the order of the network's own.
 
-    Keras's loader takes its file from its cache or fetches it, and checks it. Raises UserError where it cannot.
+    Keras's loader takes its file from its cache or fetches it, and checks it. Raises UserError where there are none,
+    and Unavailable where it cannot.
     """
     entry = get(name)
     if entry.weights:
@@ -200,7 +205,7 @@ def published(name: str, size: int) -> list[Any]:
             build = getattr(keras.applications, function)
             network = build(include_top=False, weights="imagenet", input_shape=(size, size, 3))
     except Exception as error:  # Keras raises nothing narrower where it cannot fetch a file
-        raise UserError(_not_published(name, str(error))) from error
+        raise Unavailable(_not_published(name, str(error))) from error
     return network.get_weights()
 
 

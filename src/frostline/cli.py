@@ -311,7 +311,7 @@ def layers(args: argparse.Namespace) -> int:
     from frostline.plan import Options
 
     unused = Path(os.devnull)  # nothing is kept
-    options = Options(only=tuple(args.only), weights=args.weights)
+    options = Options(only=tuple(args.only), weights=args.weights, limit=1)  # no pixel matters
     found = harness.layers(args.study, options, harness.Places(unused, unused, args.data_dir))
     if args.format == "json":
         keys = ("freeze", "stages")

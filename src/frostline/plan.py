@@ -100,7 +100,7 @@ class Run:
     def origin(self) -> tuple[Any, ...]:
         """Equal for runs whose frozen layers have the same weights and see the same pixels: where they come from and,
         if random, the seed; and the scaling."""
-        random = self.freeze.weights == "none" or self.freeze.reset
+        random = self.freeze.weights == "none" or self.freeze.reset or any(s.reset for s in self.freeze.stages)
         return (self.freeze.weights, self.pretrain_run, self.seed if random else None, self.data.scaling)
 
     @property
@@ -278,7 +278,7 @@ def _run(
         "backbone": network,
         **{key: value for key, value in plain(backbone).items() if key in ("cut", "l2") and value},
         "data": plain(data),
-        "freeze": {k: v for k, v in plain(freeze).items() if k not in ELSEWHERE},
+        "freeze": _of_freeze(freeze),
         "inherit_head": inherit,
         "weights": weights if weights in WEIGHTS else _of_file(weights, digest),
         "pretrain": source and source.configuration,
@@ -307,6 +307,13 @@ def _run(
         pretrain_run=source.id if source else None,
         network=network,
     )
+
+
+def _of_freeze(freeze: Freeze) -> dict[str, Any]:
+    """What of a configuration is part of an identity; a stage that resets nothing is as if there were no such key."""
+    asked = {k: v for k, v in plain(freeze).items() if k not in ELSEWHERE}
+    stages = [{k: v for k, v in stage.items() if k != "reset" or v} for stage in asked["stages"]]
+    return asked | {"stages": stages}
 
 
 def _of_file(weights: str, digest: Callable[[str], str]) -> str:

@@ -11,8 +11,10 @@ from frostline.plan import Run
 from frostline.studies import Drawn, Freeze, Head, HeadLayer, Parameter, Search, Study, Value, best_name, trial_name
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.distributions import BaseDistribution
 
+DRAWS = 100  # of a trial, before one that stands there already is taken: all values may have been drawn
 STARTUP = 5  # trials of TPE that are random draws, and so known before any result
 OF_HEAD = ("units", "dropout", "l2")
 Outcome = tuple[float, ...]  # validation top-1 and minus the loss, the greater the better; empty: failed
@@ -67,13 +69,26 @@ def draw(search: Search, told: Sequence[Outcome | None]) -> list[Values]:
     for number, outcome in enumerate(told):
         if search.sampler == "tpe" and number >= STARTUP and None in told[:number]:
             break
-        trial = study.ask(space)
+        trial = _new(study, space, found)
         found.append(tuple(trial.params.items()))
         if outcome:
             study.tell(trial, outcome[0])
         elif outcome is not None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
     return found
+
+
+def _new(study: "optuna.Study", space: dict[str, "BaseDistribution"], found: Sequence[Values]) -> "optuna.Trial":
+    """A trial with values that no earlier one has, while such are drawn: the same training again would tell nothing."""
+    import optuna
+
+    trial = study.ask(space)
+    for _ in range(DRAWS):
+        if tuple(trial.params.items()) not in found:
+            break
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        trial = study.ask(space)
+    return trial
 
 
 def _distribution(parameter: Parameter) -> "BaseDistribution":

@@ -127,7 +127,7 @@ class ReduceOnPlateau:
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of training with one freeze mask."""
+    """One call of training with one freeze mask, before which the layers of `reset` get their first weights again."""
 
     train: tuple[str, ...] = ("all",)
     optimizer: str = "adam"
@@ -141,6 +141,7 @@ class Stage:
     reduce_on_plateau: ReduceOnPlateau | None = None
     augment: Augment | None = None
     augment_views: int | None = None
+    reset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -295,8 +296,8 @@ def _study(table: dict[str, Any], name: str, where: str) -> Study:
     backbone = _backbone(table["backbone"], f"{where}: [backbone]")
     train = table.get("train", {})
     _is_table(train, f"{where}: [train]")
-    _only(train, [*sorted(_fields(Stage)), *RUN_KEYS], f"{where}: [train]")
-    augment = _augment(table["augment"], f"{where}: [augment]") if "augment" in table else None
+    _only(train, [*STAGE_KEYS, *RUN_KEYS], f"{where}: [train]")
+    augment = _or_none(_augment)(table["augment"], f"{where}: [augment]") if "augment" in table else None
     own = {k: v for k, v in train.items() if k not in RUN_KEYS}
     base = _stage(own, f"{where}: [train]", Stage(augment=augment))
     inherited = {k: v for k, v in train.items() if k in RUN_KEYS}
@@ -318,7 +319,7 @@ def _pretrain(table: Any, where: str, study: dict[str, Any], base: Stage, inheri
     where = f"{where}: [pretrain]"
     _is_table(table, where)
     own = {"reported", *RUN_KEYS}
-    parts = {"own": own, "stage": _fields(Stage), "data": _fields(Data), "head": _fields(Head)}
+    parts = {"own": own, "stage": set(STAGE_KEYS), "data": _fields(Data), "head": _fields(Head)}
     parts["augment"] = _fields(Augment)
     _only(table, [key for keys in parts.values() for key in sorted(keys)], where)
     pick = {part: {k: v for k, v in table.items() if k in keys} for part, keys in parts.items()}
@@ -351,7 +352,7 @@ def _freeze(table: Any, where: str, base: Stage, head: Head | str | None, inheri
     if name == "pretrain" or not all(c.isalnum() or c in "_-" for c in name):
         raise UserError(f"{where}: a name is made of letters, digits, _ and -, and is not 'pretrain'")
     own = ("name", "seeds", "stages", "head", "scaling", "cut", "weights", "reset", "reported", *RUN_KEYS)
-    _only(table, [*own, *sorted(_fields(Stage))], where)
+    _only(table, [*own, *STAGE_KEYS], where)
     base = _stage({k: v for k, v in table.items() if k not in own}, where, base)
     entries = _list(table.get("stages", [{}]), f"{where}: stages")
     if not entries:
@@ -507,15 +508,20 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
         "epochs": _whole,
         "batch_norm": _one_of(BATCH_NORMS),
         "frontier": _one_of(FRONTIERS),
-        "early_stopping": lambda v, at: _fill(EarlyStopping, v, at, {"patience": _whole, "restore_best": _boolean}),
-        "reduce_on_plateau": lambda v, at: _fill(
-            ReduceOnPlateau,
-            v,
-            at,
-            {"factor": _fraction, "patience": _whole, "min_learning_rate": lambda x, a: _number(x, a, least=0)},
+        "early_stopping": _or_none(
+            lambda v, at: _fill(EarlyStopping, v, at, {"patience": _whole, "restore_best": _boolean})
         ),
-        "augment": _augment,
+        "reduce_on_plateau": _or_none(
+            lambda v, at: _fill(
+                ReduceOnPlateau,
+                v,
+                at,
+                {"factor": _fraction, "patience": _whole, "min_learning_rate": lambda x, a: _number(x, a, least=0)},
+            )
+        ),
+        "augment": _or_none(_augment),
         "augment_views": _whole,
+        "reset": _rules,
     }
     stage = _fill(Stage, table, where, readers, base)
     if stage.augment is None and stage.augment_views:
@@ -525,9 +531,12 @@ def _stage(table: Any, where: str, base: Stage) -> Stage:
     return stage
 
 
+def _or_none(read: Reader) -> Reader:
+    """Takes "none" and false, too, for what a row or a stage would inherit and leaves out."""
+    return lambda value, where: None if value is False or value == "none" else read(value, where)
+
+
 def _augment(value: Any, where: str) -> Augment | None:
-    if value is False or value == "none":
-        return None
     if not isinstance(value, dict) or not set(value) - {"fill"}:
         raise UserError(f'{where} = {value!r}; write augment = {{ flip = "horizontal" }}, or augment = "none"')
     factors = ("rotation", "translation", "shear", "zoom", "brightness", "contrast")
@@ -678,6 +687,7 @@ def _classes(value: Any, where: str) -> tuple[int | str, ...]:
     return tuple(values)
 
 
+STAGE_KEYS = tuple(sorted(_fields(Stage) - {"reset"}))  # what rows hand to all their stages; theirs is for the first
 SEARCHED: dict[str, Reader] = {
     "units": _whole,
     "dropout": _fraction,

@@ -57,6 +57,7 @@ class Engine:
     most_bytes: int | None = None
 
 
+Weights = Mapping[str, list[Any]]  # of some layers, by their names
 Arrays = Mapping[str, tuple[Any, ...]]  # the features of each split, by its name
 Source = Callable[[frontier.Cut], Arrays]  # gives the features of a cached stage
 ViewSource = Callable[[frontier.Cut, augment.Views], cached.OfViews]  # gives those of its augmented training images
@@ -165,6 +166,7 @@ def train(
     seed: int,
     split_seed: int = 0,
     xla: bool,
+    fresh: Sequence[Weights] = (),
     engines: Sequence[Engine] = (),
     source: Source | None = None,
     view_source: ViewSource | None = None,
@@ -174,6 +176,7 @@ def train(
 ) -> Trained:
     """Train all stages, each by its engine: `plain` is Keras's `fit`, `cached` the suffix alone on features.
 
+    `fresh` has, for each stage, the weights that some layers get before it.
     Raises NotFinite, FrozenMoved and, for unknown names, UserError.
     """
     clock = Clock(read)
@@ -182,6 +185,8 @@ def train(
     features: Arrays | None = None
     spared = 0.0
     for number, stage in enumerate(stages, 1):
+        for name, values in fresh[number - 1].items() if fresh else ():
+            network.model.get_layer(name).set_weights(values)
         mask = freezing.apply(network.model, network.groups, stage)
         before = freezing.frozen_digests(network.model, mask)
         views = augment.build(stage, train.images, seed=seed, number=number, split_seed=split_seed)

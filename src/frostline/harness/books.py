@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from frostline import records
+from frostline import machine, plan, records
 from frostline.harness.base import Event
 from frostline.plan import Run
 
@@ -20,6 +20,16 @@ def all_ok(planned: list[Run], results: Path) -> bool:
     """Whether the newest record of every run is a success."""
     last = newest(results)
     return all(run.identity in last and last[run.identity]["outcome"] == "ok" for run in planned)
+
+
+def skip(planned: list[Run], reason: str, results: Path) -> None:
+    """Record why runs cannot be done here, so that tables show their rows, with what a document reports of them."""
+    last = newest(results)
+    for run in planned:
+        known = last.get(run.identity, {"outcome": None, "reason": None})
+        if not run.trial and known["outcome"] != "ok" and known["reason"] != reason:
+            told = {"outcome": "skipped", "reason": reason, "time": records.now(), "machine": machine.facts()}
+            records.append(results, plan.heading(run) | told)
 
 
 def newest(results: Path) -> dict[str, Event]:

@@ -40,7 +40,7 @@ def load(name: str, options: Options) -> Study:
         try:
             if freeze.head != "inherit":
                 heads.resolve(freeze.head, backbones.get(study.backbone.name).head)
-            for rules in (freeze.reset, *(stage.train for stage in freeze.stages)):
+            for rules in (freeze.reset, *(rules for stage in freeze.stages for rules in (stage.train, stage.reset))):
                 freezing.check_form(rules)
         except UserError as error:
             raise UserError(f"{name}: {row}: {error}") from error
@@ -134,6 +134,10 @@ def preflight(
             if event["event"] == "checking":
                 progress.show(f"checking {event['freeze']}", advance=bool(checking))  # the one before is checked
                 checking.append(event["freeze"])
+            elif event["event"] == "unavailable":
+                books.skip(
+                    [run for run in planned if run.freeze.weights == "imagenet"], event["reason"], places.results
+                )
             elif event["event"] == "checked":
                 found.update(event)
 

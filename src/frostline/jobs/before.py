@@ -61,7 +61,7 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
             # Variants of a row that differ in their number of training images follow each other and look the same.
             alike = (run.backbone, run.freeze, plan.whole(run.data), run.inherit_head, run.engine)
             if alike != last:
-                network, looked, last = *_checked(run, dataset, job), alike
+                network, looked, last = *_checked(run, dataset, job, emit), alike
             images = {name: len(split) for name, split in common.splits(datasets.part(dataset, run.data)[1]).items()}
             images["pass"] = sum(map(len, common.splits(dataset).values()))
             timed = _estimate(network, run, images, "off", known) if run.model in job["estimate"] else None
@@ -96,12 +96,20 @@ def preflight(job: dict[str, Any], emit: Emit) -> None:
 
 
 def _checked(
-    run: Run, dataset: datasets.Dataset, job: dict[str, Any]
+    run: Run, dataset: datasets.Dataset, job: dict[str, Any], emit: Emit
 ) -> tuple[models.Network, list[tuple[freezing.Mask, dict[str, Any]]]]:
-    """The network of a run, and what each of its stages would train; raises UserError."""
+    """The network of a run, and what each of its stages would train; raises UserError, and tells first of published
+    weights that cannot be had."""
     device.seed_everything(run.seed)
     network = common.build(run, dataset)
-    check_weights(run, network)
+    if not job["layers"]:  # which are the same with any weights
+        try:
+            check_weights(run, network)
+        except backbones.Unavailable as error:
+            emit("unavailable", reason=str(error))
+            raise
+    for rules in (run.freeze.reset, *(stage.reset for stage in run.freeze.stages)):
+        models.reset_names(network, rules)
     return network, [_look(network, run, stage, job) for stage in run.freeze.stages]
 
 

@@ -112,6 +112,7 @@ def train(
 
     device.seed_everything(run.seed)
     network = common.build(run, dataset)
+    fresh = [common.weights_of(network, stage.reset) for stage in run.freeze.stages]
     kept_fresh = common.start_weights(network, run, results)
     used = store.Used()
     trained = training.train(
@@ -122,6 +123,7 @@ def train(
         seed=run.seed,
         split_seed=run.data.split_seed,
         xla=setting["xla"] == "on",
+        fresh=fresh,
         engines=[training.Engine(**engine) for engine in setting["engines"]],
         source=lambda cut: store.of_rows(store.features_of(network, cut, run, whole, shelf, used, emit), rows),
         view_source=lambda cut, views: store.of_views(network, cut, run, views, shelf, used, emit),

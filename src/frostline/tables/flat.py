@@ -45,6 +45,9 @@ SAME = (
 )
 
 
+EPOCHS = ("epochs", "restored_epoch")
+
+
 ASKED = (
     "title",
     "protocol",
@@ -132,7 +135,6 @@ def _with_reported(train: list[Row]) -> list[Row]:
 def train_row(configuration: Configuration, records: list[Row]) -> Row:
     """Means over the finished seeds of one configuration, with `_std`, the sample deviation, null below two."""
     finished, newest = configuration.finished, configuration.rows[-1]
-    failures = [f"seed {r['seed']}: {r['reason']}" for r in configuration.rows if r["outcome"] != "ok"]
     row: Row = {
         "kind": "train",
         "study": configuration.study,
@@ -141,8 +143,8 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "task": whole.task(newest),
         "runs": [r["run"] for r in finished],
         "run_times": [r["time"] for r in finished],
-        "outcome": "ok" if finished else "failed",
-        "reason": "; ".join(failures) or None,
+        "outcome": "ok" if finished else newest["outcome"],
+        "reason": _reason(configuration.rows),
         "seeds": [r["seed"] for r in finished],
         "failed_seeds": [r["seed"] for r in configuration.rows if r["outcome"] != "ok"],
         **{key: newest.get(key) for key in ASKED},
@@ -152,8 +154,9 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
         "exported_seed": configuration.representative["seed"] if configuration.representative else None,
         "machine": newest.get("machine"),
     }
-    for key in MEANS:
-        values = [r[key] for r in finished if r.get(key) is not None]
+    counted = [r | _epochs(r) for r in finished]
+    for key in (*MEANS, *EPOCHS):
+        values = [r[key] for r in counted if r.get(key) is not None]
         row[key] = statistics.fmean(values) if values else None
         row[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
     differences = [r["features_difference"] for r in finished if r.get("features_difference") is not None]
@@ -163,6 +166,25 @@ def train_row(configuration: Configuration, records: list[Row]) -> Row:
     # A trial was timed as what it varies, whose cells they are.
     row["step_cells"] = None if row["search"] else step_cells(records, configuration) or None
     return row
+
+
+def _epochs(record: Row) -> Row:
+    """How many epochs a run had in all its stages, and of which one of the last stage its weights are: None where they
+    are those of the end."""
+    restored = record.get("restored_epochs") or [None]
+    return {"epochs": len(record.get("history") or []) or None, "restored_epoch": restored[-1]}
+
+
+def _reason(rows: list[Row]) -> str | None:
+    """Why seeds have no result, each reason once; seeds are named where others ended otherwise."""
+    seeds: dict[str, list[int]] = {}
+    for record in rows:
+        if record["outcome"] != "ok":
+            seeds.setdefault(record["reason"], []).append(record["seed"])
+    if len(seeds) == 1 and {r["outcome"] for r in rows} == {"skipped"}:
+        return next(iter(seeds))
+    told = (f"seed{'s' if len(of) > 1 else ''} {', '.join(map(str, of))}: {why}" for why, of in seeds.items())
+    return "; ".join(told) or None
 
 
 def step_cells(records: list[Row], configuration: Configuration) -> list[Row]:

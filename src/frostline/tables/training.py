@@ -14,10 +14,14 @@ def tables(train: list[Row], form: Form) -> list[str]:
         return []
     study, title = train[0]["study"], train[0]["title"]
     yardsticks = _yardsticks(train)
-    parts = [
+    started = any(row["outcome"] != "skipped" for row in train)
+    costs = [
         titled(f"{study}: what training costs", form, title),
         grid(COST, [{**row, "speedup": _speedup(row, yardsticks)} for row in train], form),
-        titled(f"{study}: how well it does", form, None),
+    ]
+    parts = [
+        *(costs if started else []),
+        titled(f"{study}: how well it does", form, None if started else title),
         grid(ACCURACY, train, form),
         _caption(train, yardsticks, form),
     ]
@@ -157,6 +161,19 @@ def _share(row: Row) -> str:
     return "-" if not row["total_params"] else f"{100 * row['trainable_params'] / row['total_params']:.2f} %"
 
 
+def _count(key: str) -> Callable[[Row], str]:
+    """Writes a number of epochs, with the deviation where seeds differ."""
+
+    def show(row: Row) -> str:
+        if row[key] is None:
+            return "-"
+        return (
+            f"{row[key]:.1f} ± {row[f'{key}_std']:.1f} ({len(row['seeds'])})" if row[f"{key}_std"] else f"{row[key]:g}"
+        )
+
+    return show
+
+
 def _reported(key: str, scale: float = 1.0, digits: int = 4) -> Callable[[Row], str]:
     def show(row: Row) -> str:
         value = (row["reported"] or {}).get(key)
@@ -200,4 +217,6 @@ ACCURACY: list[Column] = [
     ("reported test", _reported("top1")),
     ("test loss", mean("test_loss", digits=4)),
     ("reported loss", _reported("loss")),
+    ("epochs", _count("epochs")),
+    ("weights of epoch", _count("restored_epoch")),
 ]
