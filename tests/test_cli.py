@@ -15,7 +15,7 @@ def run(*args):
 def test_list_prints_names_and_summaries(capsys):
     assert run("list", "datasets") == 0
     out = capsys.readouterr().out
-    assert "digits" in out and "image_folder" in out
+    assert "digits" in out and "image_folder" in out and "tfds:NAME" in out
 
 
 def test_list_as_json_is_a_list_of_objects(capsys):

@@ -259,7 +259,10 @@ def _entries(what: str) -> list[dict[str, str]]:
 
     tables: dict[str, Callable[[], dict[str, str]]] = {
         "studies": lambda: {name: studies.load(name).title for name in studies.names()},
-        "datasets": lambda: {name: entry.summary for name, entry in datasets.DATASETS.items()},
+        "datasets": lambda: (
+            {name: entry.summary for name, entry in datasets.DATASETS.items()}
+            | {f"{studies.TFDS}NAME": "an image classification set of TensorFlow Datasets (the extra `tfds`)"}
+        ),
         "backbones": lambda: (
             {name: entry.summary for name, entry in backbones.BACKBONES.items()}
             | {"file:NAME.keras": "your own network, below its classifier or [backbone] cut"}
