@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -27,6 +28,17 @@ def test_bounds_take_students_quantile_for_seeds_and_the_normal_one_for_images()
     assert images.upper(0.95) == pytest.approx(0.02 + 1.644854 * 0.01, abs=1e-6)
     both = Difference(0.0, 0.05, 3, 0.03**2, 0.0)
     assert both.upper(0.95) == pytest.approx(math.hypot(2.91999 * 0.03, 1.644854 * 0.04), abs=1e-6)
+
+
+def test_of_one_seed_the_usual_spread_of_the_others_stands_for_its_own():
+    one = Difference(0.02, 0.01, 1, 0.0, 0.0, usual_variance=0.03**2, usual_freedom=2)
+    assert one.upper(0.95) == pytest.approx(0.02 + math.hypot(2.91999 * 0.03, 1.644854 * 0.01), abs=1e-6)
+    several = {"a": spread([0.8, 0.9, 0.85]), "b": spread([0.85, 0.8, 0.84], seed=1)}
+    found = recommend.differences({**several, "one": {1: right(2000)}})
+    ab, to_one = found["a", "b"], found["one", "a"]
+    assert to_one.usual_variance == pytest.approx(3 * ab.usual_variance) and to_one.usual_variance > 0
+    assert (ab.usual_freedom, to_one.usual_freedom) == (4, 2)  # of one difference of three seeds two are free
+    assert to_one.mean == pytest.approx(1 - several["a"][1].mean())  # held against its own seed
 
 
 def test_with_one_seed_the_error_is_that_of_the_images():
@@ -84,6 +96,24 @@ def test_about_how_many_more_seeds_would_decide():
     assert (images.outcome, images.more_seeds, images.then) == ("undecided", None, None)
     one = recommend._verdict({"other": Difference(0.0, 0.01, 1, 0.0, 0.0)}, 0.01)
     assert (one.outcome, one.more_seeds) == ("undecided", None)
+
+
+def test_a_rival_of_one_seed_rejects_nobody_and_no_seeds_of_the_others_decide():
+    close = Difference(-0.02, 0.001, 3, 0.001**2, 0.0)
+    one = Difference(0.3, 0.01, 1, 0.0, 0.01**2, 0.01**2, 4)
+    verdict = recommend._verdict({"close": close, "one": one}, 0.01)
+    assert (verdict.outcome, verdict.feared, verdict.short_of_seeds) == ("undecided", "one", ("one",))
+    assert (verdict.lower, verdict.more_seeds) == (0.0, None)
+    worse = dataclasses.replace(close, mean=0.02)
+    lost = recommend._verdict({"worse": worse, "one": one}, 0.01)
+    assert lost.outcome == "rejected" and lost.lower == recommend._verdict({"worse": worse}, 0.01).lower > 0.01
+    held = recommend._verdict({"close": close, "one": dataclasses.replace(one, mean=-0.3)}, 0.01)
+    assert (held.outcome, held.short_of_seeds) == ("accepted", ())
+    images = Difference(0.0, 0.02, 3, 0.0, 0.02**2)  # which more seeds of no row would decide
+    assert recommend._verdict({"images": images, "one": one}, 0.01).short_of_seeds == ()
+    loose = Difference(0.0, 0.01, 3, 0.01**2, 0.0)  # which 8 more seeds would
+    both = recommend._verdict({"loose": loose, "one": one}, 0.01)
+    assert (both.outcome, both.more_seeds, both.short_of_seeds) == ("undecided", None, ("one",))
 
 
 def spread(accuracies, count=2000, seed=0):
@@ -169,6 +199,21 @@ def test_what_loses_the_margin_is_accepted_in_at_most_five_percent(monkeypatch):
 
     accepted = [recommend.judge(study(), 0.05)["worse"].outcome == "accepted" for _ in range(400)]
     assert np.mean(accepted) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_what_loses_the_margin_to_a_rival_of_one_seed_is_accepted_in_at_most_five_percent(monkeypatch):
+    monkeypatch.setattr(recommend, "REPLICATES", 400)
+    rng = np.random.default_rng(8)
+
+    def runs(mean, count, images=400):
+        return {seed: rng.random(images) < mean + rng.normal(0, 0.03) for seed in range(count)}
+
+    def accepted(single, repetitions):  # two of several seeds: their one difference is all that tells of the spread
+        studies = ({"s": runs(single, 1), "a": runs(0.75, 3), "b": runs(0.75, 3)} for _ in range(repetitions))
+        return np.mean([recommend.judge(study, 0.1)["a"].outcome == "accepted" for study in studies])
+
+    assert accepted(0.85, 200) <= 0.05
+    assert accepted(0.45, 40) >= 0.3
 
 
 def test_seeds_taken_for_images_would_tell_equal_configurations_apart(monkeypatch):
@@ -307,17 +352,34 @@ def test_one_seed_each_is_judged_by_images_alone_and_says_so(tmp_path):
     assert advice["recommended"] == "dense" and "One seed each" in advice["notes"][0]
 
 
-def test_one_seed_among_others_with_several_is_not_judged(tmp_path):
+def test_one_seed_among_others_with_several_is_not_judged_but_held_against_them(tmp_path):
     folder = keep(tmp_path / "r", [*STUDY, train("single", 0, 0.99, 1.0)])
     (advice,) = recommend.advise(folder, Limits())
-    assert verdicts(advice)["single"] == "undecided" and advice["recommended"] == "dense"
-    assert advice["reason"].endswith("cheaper, and undecided: single")
+    assert verdicts(advice) == {"output": "rejected", "dense": "undecided", "all": "undecided", "single": "undecided"}
+    first = "what has one seed may be better, so first type: frostline run STUDY --seeds 0,1,2 --only single"
+    assert advice["recommended"] is None and advice["reason"].endswith(first)
+    _, dense, _, single = advice["configurations"]
+    assert (dense["short_of_seeds"], dense["more_seeds"], single["loss"]) == (["single"], None, None)
+    assert dense["reason"].endswith("(single); more seeds of single have to tell first, one shows no spread")
+    assert single["reason"].startswith("one seed, which says nothing of its spread")
+    (worse,) = recommend.advise(keep(tmp_path / "worse", [*STUDY, train("single", 0, 0.8, 1.0)]), Limits())
+    assert worse["recommended"] == "dense" and worse["reason"].endswith("cheaper, and undecided: single")
+
+
+def test_a_cheaper_one_that_one_seed_keeps_undecided_is_said_beside_the_one_that_is_taken(tmp_path):
+    found = [*three("cheap", 0.93, 8.0), *three("dear", 0.945, 90.0), train("single", 0, 0.955, 99.0)]
+    (advice,) = recommend.advise(keep(tmp_path / "r", found, images=10_000), Limits(margin=0.02))
+    assert advice["recommended"] == "dear"
+    assert "cheaper, and undecided: cheap; what has one seed may be better, so first" in advice["reason"]
+    assert advice["reason"].endswith("--seeds 0,1,2 --only single")
 
 
 def test_what_has_nobody_with_several_seeds_beside_it_is_not_judged(tmp_path):
     folder = keep(tmp_path / "r", [*three("output", 0.3, 5.0), train("single", 0, 0.99, 9.0)])
     (advice,) = recommend.advise(folder, Limits())
     assert set(verdicts(advice).values()) == {"undecided"} and advice["recommended"] is None
+    assert advice["configurations"][0]["reason"] == "no other has several seeds to be held against"
+    assert advice["reason"].endswith("frostline run STUDY --seeds 0,1,2 --only single")
 
 
 def test_equal_ones_are_preferred_on_cost_and_none_on_accuracy(tmp_path):

@@ -16,6 +16,9 @@ also exceeds what the usual spread of the study's pairs would explain, their med
 pair's is an idea of Tusher et al. 2001 (PNAS 98, 5116) and Smyth 2004. Asking for both cannot raise the error.
 An acceptance has no such guard: it errs in 5 % where luck is about normal, and more often where two rows alone are
 compared and trainings end in one of two ways.
+
+A configuration of one seed among others with several is not judged, but it may be the best: an acceptance must hold
+against it, too, and the study's usual spread stands for the one it does not show. Nobody is rejected because of it.
 """
 
 import bisect
@@ -47,7 +50,8 @@ class Difference:
 
     `error` is the standard error of `mean` over `seeds` in common; of its square `seed_variance` is what the seeds'
     spread shows, and `fixed_variance` what would stay with any number of seeds, because the images stay.
-    `usual_variance` is what the seeds' part is among the pairs of the study, known with so many degrees of freedom.
+    `usual_variance` is what the seeds' part is among the pairs of the study, known with so many degrees of freedom: of
+    one seed it is all that is known, and 0 where no configuration has more.
     """
 
     mean: float
@@ -60,6 +64,8 @@ class Difference:
 
     def upper(self, confidence: float) -> float:
         """The one-sided bound that the true difference exceeds with a chance of 1 - `confidence`."""
+        if self.seeds == 1:
+            return self.mean + self._reach(confidence, self.usual_variance, self.usual_freedom)
         return self.mean + self._reach(confidence, self.seed_variance, self.seeds - 1)
 
     def lower(self, confidence: float) -> float:
@@ -91,8 +97,9 @@ class Difference:
 def differences(correct: Correct) -> dict[tuple[str, str], Difference]:
     """The difference (a's accuracy minus b's) of every ordered pair (a, b).
 
-    Runs are paired by their seed, or, without two seeds in common, in order: they are then independent. One seed says
-    nothing of the spread between seeds: then the images alone are resampled.
+    Runs are paired by their seed, or, without two seeds in common, in order: they are then independent. One seed is
+    paired with its own where the other has it. It says nothing of the spread between seeds: then the images alone are
+    resampled.
     """
     import numpy as np
 
@@ -101,16 +108,23 @@ def differences(correct: Correct) -> dict[tuple[str, str], Difference]:
     found = {}
     for a, b in itertools.combinations(correct, 2):
         common = [(seed, seed) for seed in correct[a] if seed in correct[b]]
-        paired = common if len(common) > 1 else list(zip(correct[a], correct[b], strict=False))
+        in_order = list(zip(correct[a], correct[b], strict=False))
+        paired = common if len(common) >= min(2, len(in_order)) else in_order
         pairs = np.stack([np.asarray(correct[a][s], float) - np.asarray(correct[b][t], float) for s, t in paired])
         replicates = np.stack([drawn[a, s] - drawn[b, t] for s, t in paired])
         one = _difference(pairs, replicates, rng)
         found[a, b], found[b, a] = one, dataclasses.replace(one, mean=-one.mean)
-    return _with_usual_spread(found, sum(len(own) - 1 for own in correct.values()))
+    return _with_usual_spread(found, [len(own) - 1 for own in correct.values()])
 
 
-def _with_usual_spread(found: dict[tuple[str, str], Difference], freedom: int) -> dict[tuple[str, str], Difference]:
-    """Differences that know the median, over all pairs, of the variance between seeds, corrected for its bias."""
+def _with_usual_spread(
+    found: dict[tuple[str, str], Difference], freedoms: Sequence[int]
+) -> dict[tuple[str, str], Difference]:
+    """Differences that know the median, over all pairs, of the variance between seeds, corrected for its bias.
+
+    `freedoms` has those of each configuration. Of one seed, whose bound has nothing else to rest on, only those count
+    that differences have: (K - 1)(S - 1) of K configurations with S seeds.
+    """
     from scipy import special
 
     several = [d for d in found.values() if d.seeds > 1]
@@ -119,8 +133,10 @@ def _with_usual_spread(found: dict[tuple[str, str], Difference], freedom: int) -
     # The median of a chi-square with f degrees of freedom is 2 * gammaincinv(f / 2, 1 / 2).
     halves = [(d, (d.seeds - 1) / 2) for d in several]
     usual = statistics.median(d.seeds * d.seed_variance * half / special.gammaincinv(half, 0.5) for d, half in halves)
+    every = sum(freedoms)
+    freedom = {pair: every if d.seeds > 1 else every - max(freedoms) for pair, d in found.items()}
     return {
-        pair: dataclasses.replace(d, usual_variance=usual / d.seeds, usual_freedom=freedom) if d.seeds > 1 else d
+        pair: dataclasses.replace(d, usual_variance=usual / d.seeds, usual_freedom=freedom[pair])
         for pair, d in found.items()
     }
 
@@ -166,8 +182,9 @@ class Verdict:
 
     `loss` is what a configuration loses against the best of the sample, `upper` the bound that is held against the
     margin, which comes from `feared`, and `lower` what it loses for certain. About `more_seeds` more would make an
-    undecided one `then`; None where no number of seeds would, or one seed cannot tell. `against` has the differences of
-    the others to it.
+    undecided one `then`; None where no number of seeds would, or one seed cannot tell. `short_of_seeds` are rivals of
+    one seed that alone keep it from being accepted, now or `then`: more seeds of them have to tell first. `against` has
+    the differences of the others to it. Where nothing was compared, `feared` is None.
     """
 
     outcome: str
@@ -177,6 +194,7 @@ class Verdict:
     feared: str | None
     more_seeds: int | None = None
     then: str | None = None
+    short_of_seeds: tuple[str, ...] = ()
     against: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
 
     def bears(self, loss: tuple[float, float] | None, margin: float) -> bool:
@@ -194,20 +212,29 @@ def judge(correct: Correct, margin: float) -> dict[str, Verdict]:
     The best of a sample is flattered by its luck, so none is taken for the best: a configuration is accepted when the
     bound of its loss against *each* of the others is within the margin (an intersection-union test, Berger 1982, which
     needs no correction), and rejected when it is certain, over all pairs at once (Bonferroni), that it loses more.
+    One seed among others with several is not judged, nor are several seeds beside single ones only.
     """
     found = differences(correct)
-    return {name: _verdict({a: d for (a, b), d in found.items() if b == name}, margin) for name in correct}
+    single = tuple(name for name, own in correct.items() if len(own) == 1)
+    unjudged = Verdict("undecided", 0.0, 0.0, 0.0, None)
+    if len(correct) - len(single) == 1 < len(correct):
+        beside = dataclasses.replace(unjudged, short_of_seeds=single)
+        return {name: unjudged if name in single else beside for name in correct}
+    judged = correct.keys() - single or correct
+    losses = {name: {a: d for (a, b), d in found.items() if b == name} for name in correct}
+    return {name: _verdict(losses[name], margin) if name in judged else unjudged for name in correct}
 
 
 def _verdict(losses: Mapping[str, Difference], margin: float) -> Verdict:
-    """From the differences of all others to one configuration."""
-    others = len(losses)
-    if not others:
+    """From the differences of all others to one configuration; those of one seed tell only what may be lost."""
+    if not losses:
         return Verdict("accepted", 0.0, 0.0, 0.0, None)
-    every = 1 - (1 - CONFIDENCE) / (others * (others + 1))
+    several = {name: d for name, d in losses.items() if d.seeds > 1} or losses
+    short = tuple(name for name, d in losses.items() if name not in several and d.upper(CONFIDENCE) > margin)
+    every = 1 - (1 - CONFIDENCE) / (len(several) * (len(several) + 1))
 
     def outcome(more: int) -> str:
-        expected = [d.with_seeds(d.seeds + more) for d in losses.values()]
+        expected = [d.with_seeds(d.seeds + more) for d in several.values()]
         if max(d.upper(CONFIDENCE) for d in expected) <= margin:
             return "accepted"
         return "rejected" if max(d.lower(every) for d in expected) > margin else "undecided"
@@ -215,13 +242,14 @@ def _verdict(losses: Mapping[str, Difference], margin: float) -> Verdict:
     feared = max(losses, key=lambda name: losses[name].upper(CONFIDENCE))
     loss = max(0.0, *(d.mean for d in losses.values()))
     upper = min(1.0, max(0.0, losses[feared].upper(CONFIDENCE)))
-    lower = max(0.0, *(d.lower(every) for d in losses.values()))
-    now, more = outcome(0), 0
-    if now == "undecided" and min(d.seeds for d in losses.values()) > 1:
+    lower = max(0.0, *(d.lower(every) for d in several.values()))
+    told = Verdict(outcome(0), loss, upper, lower, feared, against=losses)
+    if told.outcome == "undecided" and min(d.seeds for d in several.values()) > 1:
         more = 1 + bisect.bisect_left(range(1, MOST_SEEDS + 1), True, key=lambda n: outcome(n) != "undecided")
-    if not 0 < more <= MOST_SEEDS:
-        return Verdict(now, loss, upper, lower, feared, against=losses)
-    return Verdict(now, loss, upper, lower, feared, more, outcome(more), losses)
+        told = dataclasses.replace(told, more_seeds=more, then=outcome(more)) if more <= MOST_SEEDS else told
+    if short and "accepted" in (told.outcome, told.then):
+        return dataclasses.replace(told, outcome="undecided", more_seeds=None, then=None, short_of_seeds=short)
+    return told
 
 
 # -- the recommendation --------------------------------------------------------------------------------
@@ -271,20 +299,15 @@ def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], infer:
     correct, notes = _read(results, {_called(row): configuration.finished for row, configuration in own})
     told = {name: _outside(row, limits) for name, row in rows.items()}
     within = {name: kept for name, kept in correct.items() if not told[name]}
-    compared = {name: kept for name, kept in within.items() if len(kept) > 1} or within
-    for name in within.keys() - compared.keys():
-        told[name] = ("undecided", "one seed, which says nothing of their spread; give it the seeds of the others")
-    if len(compared) == 1 < len(within):
-        told[next(iter(compared))] = ("undecided", "no other has several seeds to be held against")
-    if len(compared) > 1 and max(map(len, compared.values())) == 1:
+    if len(within) > 1 and max(map(len, within.values())) == 1:
         notes.append(
             "One seed each: the images alone were resampled, so this holds for these very trainings and says nothing "
             "of other seeds; frostline run STUDY --seeds 0,1,2 would."
         )
-    verdicts = judge(compared, limits.margin)
+    verdicts = judge(within, limits.margin)
     images = len(next(iter(next(iter(correct.values())).values())))
     for name, verdict in verdicts.items():
-        if verdict.outcome == "accepted" and not told[name]:
+        if verdict.outcome == "accepted":
             rows[name] |= _fastest(rows[name], infer, verdict, limits.margin)
             told[name] = _outside(rows[name], limits)
     entries = [_entry(name, row, told[name], verdicts.get(name), images, limits.margin) for name, row in rows.items()]
@@ -377,25 +400,33 @@ KEPT = ("freeze", "variant", "seeds", "trainable_params", "total_seconds", "vali
 def _entry(
     name: str, row: Row, told: tuple[str, str] | None, verdict: Verdict | None, images: int, margin: float
 ) -> Row:
-    figures: Row = {"loss": None, "loss_upper": None, "loss_lower": None, "more_seeds": None, "then": None}
+    figures: Row = dict.fromkeys(("loss", "loss_upper", "loss_lower", "more_seeds", "then"))
+    figures["short_of_seeds"] = []
     if told:
         outcome, reason = told
     else:
         assert verdict
         outcome, reason = verdict.outcome, _reason(verdict, len(row["seeds"]), images, margin)
-        figures = {"loss": verdict.loss, "loss_upper": verdict.upper, "loss_lower": verdict.lower}
+        if verdict.feared:
+            figures |= {"loss": verdict.loss, "loss_upper": verdict.upper, "loss_lower": verdict.lower}
         figures |= {"more_seeds": verdict.more_seeds, "then": verdict.then}
+        figures["short_of_seeds"] = list(verdict.short_of_seeds)
     return {"name": name, "verdict": outcome, "reason": reason, **figures, **{key: row[key] for key in KEPT}}
 
 
 def _reason(verdict: Verdict, seeds: int, images: int, margin: float) -> str:
+    if not verdict.feared and verdict.short_of_seeds:
+        return "no other has several seeds to be held against"
     if not verdict.feared:
-        return "there is no other"
+        one = "one seed, which says nothing of its spread; give it the seeds of the others"
+        return "there is no other" if verdict.outcome == "accepted" else one
     if verdict.outcome == "accepted":
         return f"loses at most {verdict.upper:.4f} ({verdict.feared}), and {margin:g} is allowed"
     if verdict.outcome == "rejected":
         return f"loses at least {verdict.lower:.4f}, and {margin:g} is allowed"
     text = f"may lose up to {verdict.upper:.4f} ({verdict.feared})"
+    if verdict.short_of_seeds:
+        return f"{text}; more seeds of {', '.join(verdict.short_of_seeds)} have to tell first, one shows no spread"
     if verdict.more_seeds:
         return f"{text}; {_more(verdict.more_seeds)} would decide"
     if seeds > 1:
@@ -416,14 +447,25 @@ def _choice(entries: list[Row], margin: float) -> Row:
         reason = f"none is shown to lose at most {margin:g} against the best"
         reason += f"; {_more(soon['more_seeds'])} would do for {soon['name']}" if soon else ""
         seeds = soon and soon["more_seeds"]
+        reason += _first(undecided, entries)
         return {"outcome": "undecided", "recommended": None, "more_seeds": seeds, "reason": reason}
     taken = accepted[0]
     reason = (
         f"the cheapest to train ({taken['total_seconds']:.1f} s) of {len(accepted)} shown to lose at most {margin:g}"
     )
-    cheaper = [e["name"] for e in undecided if _cost(e) < _cost(taken)]
-    reason += f"; cheaper, and undecided: {', '.join(cheaper)}" if cheaper else ""
+    cheaper = [e for e in undecided if _cost(e) < _cost(taken)]
+    reason += f"; cheaper, and undecided: {', '.join(e['name'] for e in cheaper)}" if cheaper else ""
+    reason += _first(cheaper, entries)
     return {"outcome": "recommended", "recommended": taken["name"], "more_seeds": None, "reason": reason}
+
+
+def _first(undecided: list[Row], entries: list[Row]) -> str:
+    """What to type for those of one seed that keep others undecided; nothing where there are none."""
+    short = {name for e in undecided for name in e["short_of_seeds"]}
+    only = dict.fromkeys(e["freeze"] for e in entries if e["name"] in short)
+    seeds = sorted({seed for e in undecided if e["short_of_seeds"] for seed in e["seeds"]})
+    told = f"frostline run STUDY --seeds {','.join(map(str, seeds))} --only {' --only '.join(only)}"
+    return f"; what has one seed may be better, so first type: {told}" if only else ""
 
 
 def _cost(entry: Row) -> tuple[float, float]:
