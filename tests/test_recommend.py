@@ -313,18 +313,70 @@ def test_limits_are_kept_and_what_is_outside_does_not_compete(tmp_path):
 
     def reasons(**asked):
         (advice,) = recommend.advise(folder, Limits(**asked))
-        return advice["recommended"], {e["name"]: e["reason"] for e in advice["configurations"]}
+        told = {e["name"]: e["reason"] for e in advice["configurations"]}
+        return advice["recommended"], told | {"": advice["reason"]}
 
     taken, told = reasons(max_train_seconds=6.0)
     assert taken == "output" and told["all"] == "60.0 s of training, 6 s are allowed"
-    assert told["output"] == "there is no other"
+    assert told["output"] == "there is no other" and told[""] == "the only one within the limits, held against no other"
     taken, told = reasons(min_accuracy=0.902)
     assert taken == "all" and told["dense"] == "validation top-1 0.9010 is below 0.902"
     taken, told = reasons(max_latency_p99=0.05)
     assert taken == "all" and told["dense"] == "p99 200.00 ms at best (onnxruntime @1), 50 ms are allowed"
     assert told["output"].startswith("no p99 of one image, which takes 662 answers, is")
-    taken, told = reasons(max_latency_p99=0.001, min_accuracy=0.5)
-    assert taken is None
+    assert told["all"] == "there is no other; p99 20.00 ms (onnxruntime @1)"
+    assert told[""].startswith("the only one shown to be within the limits, held against no other")
+    taken, told = reasons(max_latency_p99=0.5, min_accuracy=0.5)
+    assert taken == "dense" and told["dense"].endswith("is allowed; p99 200.00 ms (onnxruntime @1)")
+    assert told[""].startswith("the cheapest to train (8.0 s) of 2 shown to lose at most 0.01")
+
+
+def test_where_a_limit_leaves_none_that_is_said(tmp_path, capsys):
+    folder = keep(tmp_path / "r", [*STUDY, infer("dense"), infer("all")])
+
+    def headline(**asked):
+        (advice,) = recommend.advise(folder, Limits(**asked))
+        assert advice["recommended"] is None
+        return advice["outcome"], advice["reason"]
+
+    assert headline(max_train_seconds=1.0) == ("rejected", "none is within the limits")
+    assert headline(max_latency_p99=0.001) == ("undecided", "none is shown to be within the limits")
+    told = "none within the limits is shown to lose at most 0.0001 against the best"
+    assert headline(min_accuracy=0.5, margin=0.0001) == ("undecided", told)
+    assert cli.main(["recommend", str(folder), "--max-train-seconds", "1"]) == 0
+    assert "**Rejected: none is within the limits.**" in capsys.readouterr().out
+
+
+def test_what_is_to_be_measured_for_ten_minutes_is_one_scenario_on_one_runtime(tmp_path):
+    measured = [infer("dense", latency_p99_seconds=None, runtime="openvino"), infer("all", valid=True)]
+    (advice,) = recommend.advise(keep(tmp_path / "r", [*STUDY, *measured]), Limits(max_latency_p99=0.05))
+    output, dense, _ = (entry["reason"] for entry in advice["configurations"])
+    once = "type: frostline infer EXPORTS --scenario single_stream"
+    assert dense.endswith(f"; {once} --runtime openvino --profile valid (ten minutes a cell)")
+    assert output.endswith(f"; {once} (seconds a cell)")  # no runtime is known to be the fastest
+    assert any(note.endswith(f"; {once} --runtime openvino --profile valid (ten minutes a cell).")
+               for note in advice["notes"])  # fmt: skip
+
+
+def test_a_cell_that_was_measured_for_ten_minutes_is_not_also_that_of_seconds(tmp_path):
+    measured = [infer("dense", profile="quick", latency_p50_seconds=0.009),
+                infer("dense", profile="valid", valid=True)]  # fmt: skip
+    (advice,) = recommend.advise(keep(tmp_path / "r", [*STUDY, *measured]), Limits())
+    assert advice["configurations"][1]["best_latency_p50_seconds"] == 0.010
+    assert not any(note.startswith("Measured for seconds") for note in advice["notes"])
+
+
+def test_the_p99_that_decides_is_doubted_where_it_has_to_be(tmp_path):
+    measured = [infer("dense", valid=True, stable=True, latency_p99_seconds=0.03),
+                infer("dense", runtime="openvino", latency_p50_seconds=0.011, stable=False),
+                infer("all", valid=True, stable=True)]  # fmt: skip
+    folder = keep(tmp_path / "r", [*STUDY, *measured])
+    (advice,) = recommend.advise(folder, Limits(max_latency_p99=0.5))
+    assert "Unstable (windows more than 10 % apart): the p99 of dense." in advice["notes"]
+    assert any("sense: the p99 of dense; type: frostline infer" in note for note in advice["notes"])
+    assert any("--runtime openvino --profile valid" in note for note in advice["notes"])
+    (advice,) = recommend.advise(folder, Limits())
+    assert not any("dense" in note for note in advice["notes"])
 
 
 def test_tasks_never_compete_and_the_pretraining_is_not_one_to_choose(tmp_path):
@@ -472,9 +524,7 @@ def test_unstable_and_invalid_latencies_are_said(tmp_path):
     advice, of = fastest(keep(tmp_path / "r", [*STUDY, *measured]))
     assert of["dense"] == "onnxruntime @1 unstable"
     assert "Unstable (windows more than 10 % apart): the p50 of dense." in advice["notes"]
-    assert any(
-        n.startswith("Measured for seconds only, ") and n.endswith(": the p50 of dense.") for n in advice["notes"]
-    )
+    assert any(n.startswith("Measured for seconds only, ") and ": the p50 of dense; " in n for n in advice["notes"])
 
 
 def test_the_command_prints_its_reasons(tmp_path, capsys):

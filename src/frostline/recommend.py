@@ -27,7 +27,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from typing import Any
 from frostline import records, tables, whole
 from frostline.errors import UserError
 from frostline.tables import text
+from frostline.tables.flat import INFER_KEY
 
 CONFIDENCE = 0.95
 REPLICATES = 2000
@@ -287,10 +288,19 @@ def advise(results: Path, limits: Limits, *, on_test: bool = False) -> list[Row]
     same: dict[str, list[tuple[Row, records.Configuration]]] = {}
     for row, configuration in chosen:
         same.setdefault(row["task"], []).append((row, configuration))
-    advice = [_of_task(results, own, infer, limits) for own in same.values()]
+    measured = _longest(infer)
+    advice = [_of_task(results, own, measured, limits) for own in same.values()]
     if left_out and not on_test:
         advice[-1]["notes"].append(f"{len(left_out)} validated on test (†) are left out; --validated-on-test has them.")
     return advice
+
+
+def _longest(infer: list[Row]) -> list[Row]:
+    """Measurements without those of seconds where the same was measured for ten minutes, which are not the faster."""
+    cells = [tuple(row.get(key) for key in INFER_KEY if key != "profile") for row in infer]
+    pairs = list(zip(infer, cells, strict=True))
+    long = {cell for row, cell in pairs if row["outcome"] == "ok" and row.get("profile") == "valid"}
+    return [row for row, cell in pairs if row.get("profile") == "valid" or cell not in long]
 
 
 def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], infer: list[Row], limits: Limits) -> Row:
@@ -310,8 +320,8 @@ def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], infer:
         if verdict.outcome == "accepted":
             rows[name] |= _fastest(rows[name], infer, verdict, limits.margin)
             told[name] = _outside(rows[name], limits)
-    entries = [_entry(name, row, told[name], verdicts.get(name), images, limits.margin) for name, row in rows.items()]
-    notes += _notes(entries, [row for row, _ in own]) + _of_artifacts(rows, limits.margin)
+    entries = [_entry(name, row, told[name], verdicts.get(name), images, limits) for name, row in rows.items()]
+    notes += _notes(entries, [row for row, _ in own]) + _of_artifacts(rows, limits)
     newest = own[0][1].rows[-1]
     known = {"study": newest["study"], "title": newest["title"], "task": whole.described(newest)}
     return {**known, "margin": limits.margin, "validation_images": images, **_choice(entries, limits.margin),
@@ -319,15 +329,17 @@ def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], infer:
 
 
 def _fastest(row: Row, infer: list[Row], verdict: Verdict, margin: float) -> Row:
-    """The best figures of a row's artifacts with which it stays within the margin, and the artifact of the first; the
-    fastest of those that are left out is `faster`."""
-    told: Row = {"artifact": None, "faster": None}
+    """The best figures of a row's artifacts with which it stays within the margin; `artifact` and `artifact_p99` are
+    those with the least p50 and p99, and `faster` is the fastest of those that are left out."""
+    told: Row = {}
     for measure in whole.MEASURED_ON:
         measured = whole.artifacts(row, infer, measure)
         fit = next((one for one in measured if verdict.bears(whole.lost(row, one), margin)), None)
         told |= {f"best_{measure}": fit and fit[measure], f"best_{measure}_of": fit and whole.where(fit)}
         if measure == "latency_p50_seconds":
             told |= {"artifact": fit, "faster": measured[0] if measured and measured[0] is not fit else None}
+        if measure == "latency_p99_seconds":
+            told["artifact_p99"] = fit
     return told
 
 
@@ -385,11 +397,19 @@ def _outside(row: Row, limits: Limits) -> tuple[str, str] | None:
         latency = row["best_latency_p99_seconds"]
         if latency is None:
             told = "no p99 of one image, which takes 662 answers, is measured of an artifact within the margin"
-            return "undecided", f"{told}; type: frostline infer EXPORTS --profile valid"
+            fastest = row["artifact"] or row["faster"]
+            return "undecided", f"{told}; {_measure([fastest['runtime']] if fastest else [])}"
         if latency > limits.max_latency_p99:
             most = f"{limits.max_latency_p99 * 1e3:g} ms are allowed"
             return "rejected", f"p99 {latency * 1e3:.2f} ms at best ({row['best_latency_p99_seconds_of']}), {most}"
     return None
+
+
+def _measure(runtimes: Iterable[str]) -> str:
+    """What to type for valid latencies on some runtimes, or, without any, to learn which is the fastest."""
+    only = "".join(f" --runtime {runtime}" for runtime in dict.fromkeys(runtimes))
+    told = "type: frostline infer EXPORTS --scenario single_stream"
+    return f"{told}{only} --profile valid (ten minutes a cell)" if only else f"{told} (seconds a cell)"
 
 
 KEPT = ("freeze", "variant", "seeds", "trainable_params", "total_seconds", "validation_top1", "validation_top1_std",
@@ -398,15 +418,19 @@ KEPT = ("freeze", "variant", "seeds", "trainable_params", "total_seconds", "vali
 
 
 def _entry(
-    name: str, row: Row, told: tuple[str, str] | None, verdict: Verdict | None, images: int, margin: float
+    name: str, row: Row, told: tuple[str, str] | None, verdict: Verdict | None, images: int, limits: Limits
 ) -> Row:
+    """What is said of a row; `within_limits` is None where nobody knows, and nothing else was looked at unless true."""
     figures: Row = dict.fromkeys(("loss", "loss_upper", "loss_lower", "more_seeds", "then"))
-    figures["short_of_seeds"] = []
+    figures |= {"short_of_seeds": [], "within_limits": True}
     if told:
         outcome, reason = told
+        figures["within_limits"] = False if outcome == "rejected" else None
     else:
         assert verdict
-        outcome, reason = verdict.outcome, _reason(verdict, len(row["seeds"]), images, margin)
+        outcome, reason = verdict.outcome, _reason(verdict, len(row["seeds"]), images, limits.margin)
+        if outcome == "accepted" and limits.max_latency_p99 is not None:
+            reason += f"; p99 {row['best_latency_p99_seconds'] * 1e3:.2f} ms ({row['best_latency_p99_seconds_of']})"
         if verdict.feared:
             figures |= {"loss": verdict.loss, "loss_upper": verdict.upper, "loss_lower": verdict.lower}
         figures |= {"more_seeds": verdict.more_seeds, "then": verdict.then}
@@ -442,21 +466,35 @@ def _choice(entries: list[Row], margin: float) -> Row:
     """The cheapest accepted configuration, or why there is none."""
     accepted = sorted((e for e in entries if e["verdict"] == "accepted"), key=_cost)
     undecided = sorted((e for e in entries if e["verdict"] == "undecided"), key=_cost)
+    if not any(e["within_limits"] for e in entries):
+        known = all(e["within_limits"] is False for e in entries)
+        reason = "none is within the limits" if known else "none is shown to be within the limits"
+        outcome = "rejected" if known else "undecided"
+        return {"outcome": outcome, "recommended": None, "more_seeds": None, "reason": reason}
     if not accepted:
         soon = min((e for e in undecided if e["then"] == "accepted"), key=lambda e: e["more_seeds"], default=None)
-        reason = f"none is shown to lose at most {margin:g} against the best"
+        limited = "" if all(e["within_limits"] for e in entries) else " within the limits"
+        reason = f"none{limited} is shown to lose at most {margin:g} against the best"
         reason += f"; {_more(soon['more_seeds'])} would do for {soon['name']}" if soon else ""
         seeds = soon and soon["more_seeds"]
         reason += _first(undecided, entries)
         return {"outcome": "undecided", "recommended": None, "more_seeds": seeds, "reason": reason}
     taken = accepted[0]
-    reason = (
-        f"the cheapest to train ({taken['total_seconds']:.1f} s) of {len(accepted)} shown to lose at most {margin:g}"
-    )
     cheaper = [e for e in undecided if _cost(e) < _cost(taken)]
+    reason = _taken(taken, len(accepted), entries, margin)
     reason += f"; cheaper, and undecided: {', '.join(e['name'] for e in cheaper)}" if cheaper else ""
     reason += _first(cheaper, entries)
     return {"outcome": "recommended", "recommended": taken["name"], "more_seeds": None, "reason": reason}
+
+
+def _taken(taken: Row, accepted: int, entries: list[Row], margin: float) -> str:
+    """Why one is taken, which where nothing was left to compare it with has nothing to do with accuracy."""
+    if len(entries) == 1:
+        return "there is no other"
+    if taken["loss"] is None:
+        shown = "shown to be " if any(e["within_limits"] is None for e in entries) else ""
+        return f"the only one {shown}within the limits, held against no other"
+    return f"the cheapest to train ({taken['total_seconds']:.1f} s) of {accepted} shown to lose at most {margin:g}"
 
 
 def _first(undecided: list[Row], entries: list[Row]) -> str:
@@ -488,22 +526,28 @@ def _notes(entries: list[Row], rows: list[Row]) -> list[str]:
     return notes
 
 
-def _of_artifacts(rows: Mapping[str, Row], margin: float) -> list[str]:
+def _of_artifacts(rows: Mapping[str, Row], limits: Limits) -> list[str]:
     """Which artifacts are faster than the one that stands for their row, and which figures are not to be relied on."""
     faster = {name: whole.where(row["faster"]) for name, row in rows.items() if row["faster"]}
     left: dict[str, list[str]] = {}
     for name, where in faster.items():
         left.setdefault(where, []).append(name)
     notes = [
-        f"Faster, and not shown to lose at most {margin:g} together with its row: {where} of {', '.join(names)}."
+        f"Faster, and not shown to lose at most {limits.margin:g} together with its row: {where} of {', '.join(names)}."
         for where, names in left.items()
     ]
-    taken = {name: row["artifact"] for name, row in rows.items() if row["artifact"]}
-    if shaky := [name for name, one in taken.items() if one.get("stable") is False]:
-        notes.append(f"Unstable (windows more than 10 % apart): the p50 of {', '.join(shaky)}.")
-    if quick := [name for name, one in taken.items() if not one.get("valid")]:
-        told = "not valid in MLPerf's sense; type: frostline infer EXPORTS --profile valid"
-        notes.append(f"Measured for seconds only, {told}: the p50 of {', '.join(quick)}.")
+    figures = {"p50": "artifact"} | ({"p99": "artifact_p99"} if limits.max_latency_p99 is not None else {})
+    taken = {figure: {name: row[key] for name, row in rows.items() if row[key]} for figure, key in figures.items()}
+
+    def of(doubtful: Callable[[Row], bool]) -> str:
+        doubted = {figure: [name for name, one in own.items() if doubtful(one)] for figure, own in taken.items()}
+        return "; ".join(f"the {figure} of {', '.join(names)}" for figure, names in doubted.items() if names)
+
+    if shaky := of(lambda one: one.get("stable") is False):
+        notes.append(f"Unstable (windows more than 10 % apart): {shaky}.")
+    if quick := of(lambda one: not one.get("valid")):
+        runtimes = [one["runtime"] for own in taken.values() for one in own.values() if not one.get("valid")]
+        notes.append(f"Measured for seconds only, not valid in MLPerf's sense: {quick}; {_measure(runtimes)}.")
     return notes
 
 
@@ -530,7 +574,7 @@ def _text(one: Row, form: text.Form) -> str:
     ]  # fmt: skip
     headers = ["freeze", "verdict", "total s", "p50 ms", "from", "validation top-1", "loses", "at most", "test top-1"]
     title = f"{one['study']}: which one to take" + (f" - {one['task']}" if one["task"] else "")
-    answer = f"Take {one['recommended']}: {one['reason']}." if one["recommended"] else f"Undecided: {one['reason']}."
+    answer = f"{'Take ' + one['recommended'] if one['recommended'] else one['outcome'].capitalize()}: {one['reason']}."
     marked = f"**{answer}**" if form.name == "github" else answer
     reasons = [f"{e['name']}: {e['verdict']}, {e['reason']}." for e in one["configurations"]]
     note = (
