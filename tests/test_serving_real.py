@@ -1,11 +1,12 @@
 """The real TensorFlow Serving over the same models, where it is."""
 
 import pytest
+from google.protobuf import text_format
 from test_serving import IMAGES, LINE, ask, b64, exports  # noqa: F401  a fixture
 
-from frostline import serving
+from frostline import protos, serving
 from frostline.errors import UserError
-from frostline.serving import backends
+from frostline.serving import backends, docker
 
 from serving_models import encoded  # isort: skip
 
@@ -49,7 +50,7 @@ def test_the_backend_is_the_first_that_is_there(machine, monkeypatch):
     for name in ("binary", "docker"):
         with pytest.raises(UserError, match=f"--backend {name}: .* give --backend embedded"):
             backends.choose(name)
-    monkeypatch.setattr(backends, "_image", lambda: "tensorflow/serving:2.21.0")
+    monkeypatch.setattr(docker, "image", lambda: "tensorflow/serving:2.21.0")
     assert backends.choose("auto") == "docker"
     machine.add(backends.BINARY)
     assert (backends.choose("auto"), backends.choose("embedded")) == ("binary", "embedded")
@@ -57,16 +58,34 @@ def test_the_backend_is_the_first_that_is_there(machine, monkeypatch):
         backends.choose("dcker")
 
 
-def test_command_lines_of_the_real_servers(monkeypatch, tmp_path):
-    monkeypatch.setattr(backends, "_image", lambda: "tensorflow/serving:2.21.0")
+def test_command_line_of_the_binary(tmp_path):
     flags = [f"--model_config_file={tmp_path}/c/models.config", "--enable_batching"]
     line = backends.command("binary", flags, "127.0.0.1", 1, 2, [])
     assert line == ["tensorflow_model_server", *flags, "--port=1", "--rest_api_port=2"]
+
+
+def test_a_container_sees_all_that_the_flags_name_where_it_lies(monkeypatch, tmp_path):
+    monkeypatch.setattr(docker, "image", lambda: "tensorflow/serving:2.21.0")
+    monkeypatch.chdir(tmp_path)
+    folders = [tmp_path / name for name in ("b", "c", "m", "é", "x")]
+    for folder in folders:
+        folder.mkdir()
+    config = protos.ModelServerConfig()
+    for base in (tmp_path / "é", tmp_path / "gone", "gs://bucket/m"):
+        config.model_config_list.config.add(name="n", base_path=str(base))
+    single = f"model_config_list {{ config {{ base_path:'{tmp_path / 'x'}' }} }}"
+    (tmp_path / "c" / "models.config").write_text(f"{text_format.MessageToString(config)}{single}")
+    flags = ["--model_config_file=c/models.config", "--batching_parameters_file=b/batching.config", "--enable_batching"]
     line = backends.command("docker", flags, "127.0.0.1", 1, 2, [tmp_path / "m"])
-    # A container sees the folders under the paths that they have outside, so that a models.config holds there, too.
-    folders = [f"--volume={tmp_path}/{name}:{tmp_path}/{name}:ro" for name in ("c", "m")]
     ports = ["--publish=127.0.0.1:1:8500", "--publish=127.0.0.1:2:8501"]
-    assert line == ["docker", "run", "--rm", "--init", *ports, *folders, "tensorflow/serving:2.21.0", *flags]
+    volumes = [f"--volume={folder}:{folder}:ro" for folder in sorted(folders)]
+    absolute = [f"--model_config_file={tmp_path}/c/models.config",
+                f"--batching_parameters_file={tmp_path}/b/batching.config", "--enable_batching"]  # fmt: skip
+    assert line == ["docker", "run", "--rm", "--init", *ports, *volumes, "tensorflow/serving:2.21.0", *absolute]
+    line = backends.command("docker", ["--model_base_path=m"], "127.0.0.1", 1, 2, [])
+    assert line[6:] == [volumes[2], "tensorflow/serving:2.21.0", f"--model_base_path={tmp_path}/m"]
+    line = backends.command("docker", ["--model_base_path=gs://bucket/m"], "127.0.0.1", 1, 2, [])
+    assert line[6:] == ["tensorflow/serving:2.21.0", "--model_base_path=gs://bucket/m"]
 
 
 def test_ports_are_taken_from_the_flags():

@@ -21,13 +21,14 @@ from typing import Any, NoReturn
 
 from frostline.children import Died
 from frostline.errors import UserError, lookup, nothing_published
+from frostline.serving import docker
 from frostline.serving.flags import parse
 
-BINARY, IMAGE = "tensorflow_model_server", "tensorflow/serving"
+BINARY = "tensorflow_model_server"
 BACKENDS = {
     "auto": "the first of the following that is there",
     "binary": f"{BINARY} on the PATH",
-    "docker": f"a docker image {IMAGE} that is already here",
+    "docker": f"a docker image {docker.IMAGE} that is already here",
     "embedded": "a small server of ours for development, with the same API",
 }
 START_SECONDS = 600.0
@@ -51,26 +52,14 @@ def choose(asked: str) -> str:
         return "binary"
     if asked == "binary":
         raise UserError(f"--backend binary: there is no {BINARY} on the PATH; give --backend embedded, or install it")
-    if asked in ("auto", "docker") and _image():
+    if asked in ("auto", "docker") and docker.image():
         return "docker"
     if asked == "docker":
         raise UserError(
-            f"--backend docker: no daemon with an image {IMAGE}; type: docker pull {IMAGE}, or give --backend embedded"
+            f"--backend docker: no daemon with an image {docker.IMAGE}; type: docker pull {docker.IMAGE}, "
+            "or give --backend embedded"
         )
     return "embedded"
-
-
-def _image() -> str | None:
-    """An image that the docker daemon has; nothing is pulled."""
-    if not shutil.which("docker"):
-        return None
-    command = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", IMAGE]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        return None
-    found = [line for line in done.stdout.split() if not line.endswith(":<none>")]
-    return found[0] if done.returncode == 0 and found else None
 
 
 def base_paths(exports: Path, names: Sequence[str] = ()) -> dict[str, Path]:
@@ -108,12 +97,7 @@ def command(
         if host not in ("127.0.0.1", "0.0.0.0"):
             raise UserError(f"--host {host}: {BINARY} answers on every address; give --backend embedded, or no --host")
         return [BINARY, *flags, *ports]
-    files = [Path(flag.partition("=")[2]).absolute().parent for flag in flags if re.match(r"--\w+_file=.", flag)]
-    bases = [Path(flag.partition("=")[2]).absolute() for flag in flags if flag.startswith("--model_base_path=")]
-    seen = sorted({*folders, *files, *bases})
-    volumes = [f"--volume={folder}:{folder}:ro" for folder in seen]
-    publish = [f"--publish={host}:{port}:8500", f"--publish={host}:{rest_port}:8501"]
-    return ["docker", "run", "--rm", "--init", *publish, *volumes, _image() or IMAGE, *flags]
+    return docker.command(flags, host, port, rest_port, folders)
 
 
 def split(flags: Sequence[str]) -> tuple[list[str], int, int]:
