@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from frostline.errors import UserError
 
 LINE, IMAGES = "/v1/models/half_plus_two", "/v1/models/images"
 BYTES = {"signature_name": "serving_bytes"}
+FAILED, ROWS = "Failed to process element", "of 'instances' list. Error: INVALID_ARGUMENT:"
+ROW_0 = f"{FAILED}: 0 {ROWS}"
 
 
 @pytest.fixture(scope="module")
@@ -200,12 +203,12 @@ def test_status_and_metadata(server):
         (f"{LINE}/versions/9", None, 404, "Could not find version 9 of model half_plus_two"),
         (f"{LINE}/versions/9/metadata", None, 404, "Servable not found for request: Specific(half_plus_two, 9)"),
         (f"{LINE}/versions/{10**19}", None, 400, f"Failed to convert version: {10**19} to numeric."),
-        (f"{LINE}/versions/{'0' * 20}{10**19}", None, 400, "to numeric."),
+        (f"{LINE}/versions/{'0' * 20}{10**19}", None, 400, "Failed to convert version: …to numeric."),
         (f"{LINE}/versions/{'0' * 5000}9", None, 404, "Could not find version 9 of model half_plus_two"),
         (f"{LINE}:frobnicate", {}, 400, f"Malformed request: POST {LINE}:frobnicate"),
         (f"{LINE}:predict", None, 400, f"Malformed request: GET {LINE}:predict"),
         ("/v1/models/none:predict", {"instances": [1]}, 404, "Servable not found for request: Latest(none)"),
-        (f"{LINE}/versions/9:predict", {"instances": [1]}, 404, "Specific(half_plus_two, 9)"),
+        (f"{LINE}/versions/9:predict", {"instances": [1]}, 404, "Servable not found for request: Specific("),
         (f"{LINE}/labels/canary:predict", {"instances": [1]}, 400, "Unrecognized servable version label: canary"),
         (
             f"{LINE}:predict",
@@ -217,50 +220,118 @@ def test_status_and_metadata(server):
         (f"{LINE}:predict", b'{"instances": [1', 400, "JSON Parse error: Expecting ',' delimiter at offset: 16"),
         (f"{LINE}:predict", b"\xff\xfe", 400, "JSON Parse error: 'utf-8' codec"),
         (f"{LINE}:predict", b"[" * 100_000, 400, "JSON Parse error"),
-        (f"{LINE}:predict", b'{"instances": ' + b"[" * 70 + b"]" * 70 + b"}", 400, "64 dimensions"),
-        (f"{LINE}:predict", b'{"instances": [1, ' + b"[" * 990 + b"]" * 991 + b"}", 400, "JSON "),
+        (f"{LINE}:predict", b'{"instances": ' + b"[" * 70 + b"]" * 70 + b"}", 400, f"{ROW_0} a tensor may have 64 dim"),
+        (f"{LINE}:predict", b'{"instances": [1, ' + b"[" * 990 + b"]" * 991 + b"}", 400, ""),  # JSON or its values
         (f"{IMAGES}:predict", {**BYTES, "instances": ["\ud800"]}, 400, "JSON Parse error: 'utf-8' codec"),
         (f"{IMAGES}:classify", {"examples": [{"image/encoded": "\ud800"}]}, 400, "JSON Parse error: 'utf-8' codec"),
         (f"{IMAGES}:classify", {"signature_name": "\ud800", "examples": [{}]}, 400, "JSON Parse error: 'utf-8' codec"),
-        (f"{LINE}:predict", b"[1]", 400, "Is not object"),
-        (f"{LINE}:predict", {"signature_name": 1}, 400, "'signature_name' key must be a string value."),
+        (f"{LINE}:predict", b"[1]", 400, "JSON Value: …Is not object"),
+        (f"{LINE}:predict", {"signature_name": 1}, 400, "JSON Value: …'signature_name' key must be a string value."),
         (f"{LINE}:predict", {}, 400, "Missing 'inputs' or 'instances' key"),
-        (f"{LINE}:predict", {"instances": [1], "inputs": [1]}, 400, "expecting only one of 'inputs' or 'instances'"),
-        (f"{LINE}:predict", {"instances": 1}, 400, "Excepting 'instances' to be an list/array"),
-        (f"{LINE}:predict", {"instances": []}, 400, "No values in 'instances' array"),
-        (f"{LINE}:predict", {"instances": [1, [2]]}, 400, "element: 1 of 'instances' list. Error: INVALID_ARG"),
+        (f"{LINE}:predict", {"instances": [1], "inputs": [1]}, 400, "JSON Value: …expecting only one of"),
+        (f"{LINE}:predict", {"instances": 1}, 400, "JSON Value: …Excepting 'instances' to be an list/array"),
+        (f"{LINE}:predict", {"instances": []}, 400, "JSON Value: …No values in 'instances' array"),
+        (f"{LINE}:predict", {"instances": [1, [2]]}, 400, f"{FAILED}: 1 {ROWS} Expecting shape [] but got: [1]"),
         (f"{LINE}:predict", {"instances": [{"x": 1}, 2]}, 400, "Expecting object but got list at item 1"),
         (f"{LINE}:predict", {"instances": [1, {"x": 2}]}, 400, "Expecting value/list but got object at item 1"),
-        (f"{LINE}:predict", {"instances": [{"y": 1}]}, 400, "keys must be equal to: x"),
-        (f"{LINE}:predict", {"instances": ["a"]}, 400, 'JSON Value: "a" Type: String is not of expected type: float'),
-        (f"{LINE}:predict", {"instances": [None]}, 400, "Type: Null is not of expected type: float"),
-        (f"{LINE}:predict", {"instances": [True]}, 400, "Type: True is not of expected type: float"),
-        (f"{LINE}:predict", {"instances": [2**24]}, 400, "to float without loss of precision"),
+        (
+            f"{LINE}:predict",
+            {"instances": [{"x": 1}, {"y": 1}]},
+            400,
+            f"{FAILED}: 1 key: y {ROWS} JSON object: does not have named input: y",
+        ),
+        (
+            f"{LINE}:predict",
+            {"instances": [{"x": "a"}]},
+            400,
+            f'{FAILED}: 0 key: x {ROWS} JSON Value: "a" Type: String is not of expected type: float',
+        ),
+        (
+            f"{LINE}:predict",
+            {"signature_name": "two", "instances": [{"a": 1}]},
+            400,
+            f"{FAILED}: 0 of 'instances' list. JSON object: {{\n    \"a\": 1\n}} keys must be equal to: a,b",
+        ),
+        (
+            f"{LINE}:predict",
+            {"signature_name": "two", "instances": [{"a": [1], "b": 1}, {"a": [1, 2], "b": 1}]},
+            400,
+            f"{FAILED}: 1 key: a {ROWS} Expecting tensor size: 1 but got: 2",
+        ),
+        (
+            f"{LINE}:predict",
+            {"instances": [[1, 2], [3, 4], [5, 6, 7]]},
+            400,
+            f"{FAILED}: 2 {ROWS} Expecting tensor size: 2 but got: 3",
+        ),
+        (f"{LINE}:predict", {"instances": [[1, 2], [[3], 4]]}, 400, f"{FAILED}: 1 {ROWS} JSON Value: 4 found at"),
+        (f"{LINE}:predict", {"instances": ["a"]}, 400, f'{ROW_0} JSON Value: "a" Type: String is not'),
+        (f"{LINE}:predict", {"instances": [None]}, 400, f"{ROW_0} JSON Value: null Type: Null is not"),
+        (f"{LINE}:predict", {"instances": [True]}, 400, f"{ROW_0} JSON Value: true Type: True is not"),
+        (f"{LINE}:predict", {"instances": [2**24]}, 400, f"{ROW_0} Cannot convert JSON value: 16777216 to float"),
         (f"{LINE}:predict", {"signature_name": "two", "inputs": {"a": [1]}}, 400, "Missing named input: b"),
         (f"{LINE}:predict", {"signature_name": "two", "inputs": [1]}, 400, "inputs is a plain value/list"),
         (f"{LINE}:predict", {"signature_name": "two", "instances": [1]}, 400, "instances is a plain list"),
-        (f"{LINE}:predict", {"signature_name": "two", "inputs": {"a": [1], "b": 1.5}}, 400, "expected type: int32"),
-        (f"{IMAGES}:predict", {"instances": [[[1.0]]]}, 400, "not of expected type: uint8"),
-        (f"{IMAGES}:predict", {"inputs": [[1, 2], [3]]}, 400, "unexpected size: 1 at level: 1 expected size: 2"),
-        (f"{IMAGES}:predict", {"inputs": [[1], 2]}, 400, "found at incorrect level: 2"),
-        (f"{IMAGES}:predict", {"inputs": [1, [2]]}, 400, "Type: Array is not of expected type: uint8"),
+        (f"{LINE}:predict", {"signature_name": "two", "inputs": {"a": [1], "b": 1.5}}, 400, "JSON Value: 1.5 Type"),
+        (f"{IMAGES}:predict", {"instances": [[[1.0]]]}, 400, f"{ROW_0} JSON Value: 1.0 Type: Number is not"),
+        (
+            f"{IMAGES}:predict",
+            {"inputs": [[1, 2], [3]]},
+            400,
+            "Encountered list at unexpected size: 1 at level: 1 expected size: 2",
+        ),
+        (
+            f"{IMAGES}:predict",
+            {"inputs": [[1], 2]},
+            400,
+            "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
+        ),
+        (f"{IMAGES}:predict", {"inputs": [1, [2]]}, 400, "Encountered list at unexpected level: 1 expected < 1"),
         (f"{IMAGES}:predict", {"inputs": [[1]]}, 400, ""),  # what TensorFlow itself says of two dimensions
-        (f"{IMAGES}:predict", {**BYTES, "instances": [{"b64": "%"}]}, 400, "Unable to base64 decode"),
-        (f"{IMAGES}:predict", {**BYTES, "instances": [3]}, 400, "expected type: string"),
-        (f"{IMAGES}:predict", {**BYTES, "instances": ["no image"]}, 400, "Unknown image file format"),
-        (f"{LINE}:classify", {"examples": [{}]}, 400, "No classification inputs found in SignatureDef"),
-        (f"{LINE}:regress", {"signature_name": "regress", "examples": [{}]}, 400, "Feature: x (data type: float)"),
+        (f"{IMAGES}:predict", {**BYTES, "instances": [{"b64": "%"}]}, 400, f"{ROW_0} Unable to base64 decode"),
+        (f"{IMAGES}:predict", {**BYTES, "instances": [3]}, 400, f"{ROW_0} JSON Value: 3 Type: Number is not"),
+        (
+            f"{IMAGES}:predict",
+            {**BYTES, "inputs": [{"b65": ""}]},
+            400,
+            'JSON Value: {\n    "b65": ""\n} not formatted correctly for base64 data',
+        ),
+        (f"{IMAGES}:predict", {**BYTES, "instances": ["no image"]}, 400, "…Unknown image file format"),
+        (f"{LINE}:classify", {"examples": [{}]}, 400, "…No classification inputs found in SignatureDef"),
+        (f"{LINE}:regress", {"signature_name": "regress", "examples": [{}]}, 400, "…Feature: x (data type: float)"),
         (f"{LINE}:regress", {"signature_name": "x", "examples": [{}]}, 400, "No signature was found with the name: x"),
-        (f"{LINE}:regress", {}, 400, "key 'examples' is expected and was not found"),
-        (f"{LINE}:regress", {"examples": []}, 400, "'examples' value is an empty array"),
+        (
+            f"{LINE}:regress",
+            {},
+            400,
+            "JSON Value: {} When method is classify, key 'examples' is expected and was not found",
+        ),
+        (
+            f"{LINE}:regress",
+            {"examples": {}},
+            400,
+            'JSON Value: {\n    "examples": {}\n} Expecting \'examples\' value to be an list/array',
+        ),
+        (f"{LINE}:regress", {"examples": []}, 400, "JSON Value: …'examples' value is an empty array"),
         (f"{LINE}:regress", {"examples": [3]}, 400, "Example must be JSON object but got JSON Number"),
-        (f"{LINE}:regress", {"examples": [{"x": [1, 2.0]}]}, 400, "Unexpected element type in feature: x"),
-        (f"{LINE}:regress", {"examples": [{"x": [[1]]}]}, 400, "Type: Array is not of expected type"),
+        (f"{LINE}:regress", {"examples": [{"x": [1, 2.0]}]}, 400, "Unexpected … feature: x expecting type: int64"),
+        *(
+            (
+                f"{LINE}:regress",
+                {"examples": [{"x": [wrong]}]},
+                400,
+                f"Feature: x has element with unexpected JSON type: {kind}",
+            )
+            for wrong, kind in ((None, "Null"), ([1], "Array"), ({"y": 1}, "Object"))
+        ),
+        (f"{LINE}:regress", {"examples": [{"x": 1e300}]}, 400, "Cannot convert JSON value: 1e+300 to float without"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_refused_in_the_words_of_the_real_server(server, path, body, status, error):
-    found = ask(server, path, body)
-    assert (found[0], error in found[1]["error"]) == (status, True), found
+    """`error` is the beginning; … stands for anything."""
+    code, found = ask(server, path, body)
+    assert code == status
+    assert re.match("(?s:.*)".join(map(re.escape, error.split("…"))), found["error"]), found
 
 
 def test_a_place_that_is_not_of_the_api_is_not_found(server):

@@ -10,7 +10,7 @@ from serving_models import bomb, encoded, growing_gif, unreadable_png
 
 pytest.importorskip("tensorflow")
 
-from frostline.serving import rest_json, tensors
+from frostline.serving import json_values, tensors
 from frostline.serving.status import Refused
 
 SIZE = (6000, 4000)  # three of them are too many
@@ -63,7 +63,7 @@ def test_what_is_cut_short_is_left_to_tensorflow(form):
 
 def test_a_wrong_document_is_quoted_by_its_beginning():
     small = {"instances": {"x": [1, "é", None]}}
-    assert rest_json._quote(small) == json.dumps(small, indent=4, ensure_ascii=False)
+    assert json_values.quote(small) == json.dumps(small, indent=4, ensure_ascii=False)
     pieces = itertools.count()
 
     class Endless(list):
@@ -73,7 +73,7 @@ def test_a_wrong_document_is_quoted_by_its_beginning():
         def __bool__(self):
             return True
 
-    assert rest_json._quote(Endless([0])).endswith("...") and next(pieces) < 1024
+    assert json_values.quote(Endless([0])).endswith("...") and next(pieces) < 1024
 
 
 def test_a_string_many_times_is_refused():
