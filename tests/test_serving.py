@@ -579,6 +579,34 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch):
         serving.serve(None, "embedded", "192.0.2.1", ["--model_base_path=x", f"--port={free}"])
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_is_listened_on(host):
+    import asyncio
+
+    from frostline.serving import core, flags, grpc_api, rest
+
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            ports = serving.backends._free_ports(2)
+    except OSError as error:
+        pytest.skip(f"no IPv6: {error}")
+
+    async def listen():
+        served = core.make(
+            flags.parse([f"--host={host}", f"--port={ports[0]}", f"--rest_api_port={ports[1]}", "--model_base_path=x"])
+        )
+        server, runner = await grpc_api.start(served), await rest.start(served, None)
+        try:
+            for port in ports:
+                (await asyncio.open_connection("::1", port))[1].close()
+        finally:
+            await server.stop(None)
+            await runner.cleanup()
+
+    asyncio.run(listen())
+    assert flags.address("::1", 1) == "[::1]:1" and flags.address("127.0.0.1", 1) == "127.0.0.1:1"
+
+
 def test_the_command_says_what_it_is_and_ends_quietly_on_ctrl_c(exports):
     port, rest = serving.backends._free_ports(2)
     line = [sys.executable, "-m", "frostline.cli", "serve", str(exports), "--backend", "embedded"]

@@ -7,7 +7,7 @@ from google.protobuf import text_format
 
 from frostline import protos
 from frostline.errors import UserError
-from frostline.serving import config, flags
+from frostline.serving import backends, config, flags
 from frostline.serving.status import Refused
 
 MODELS = """
@@ -46,6 +46,13 @@ def base(tmp_path):
 def test_the_policy_chooses_among_the_folders_that_are_numbers(base, policy, versions):
     assert config.wanted(models(base, policy)["a"]).keys() == versions
     assert config.wanted(models(base, "model_version_policy { all {} }")["a"])[2] == base / "00000002"
+
+
+def test_a_path_may_have_any_character(tmp_path):
+    written = backends.models_config({'"é\\': tmp_path / "ä😀"})
+    assert config.models(protos.parse(written, protos.ModelServerConfig, "models.config")) == {
+        '"é\\': config.Model('"é\\', tmp_path / "ä😀")
+    }
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def test_a_container_sees_all_that_the_flags_name_where_it_lies(monkeypatch, tmp
     assert line == ["docker", "run", "--rm", "--init", *ports, *volumes, "tensorflow/serving:2.21.0", *absolute]
     line = backends.command("docker", ["--model_base_path=m"], "127.0.0.1", 1, 2, [])
     assert line[6:] == [volumes[2], "tensorflow/serving:2.21.0", f"--model_base_path={tmp_path}/m"]
-    line = backends.command("docker", ["--model_base_path=gs://bucket/m"], "127.0.0.1", 1, 2, [])
+    line = backends.command("docker", ["--model_base_path=gs://bucket/m"], "::1", 1, 2, [])
+    assert line[4:6] == ["--publish=[::1]:1:8500", "--publish=[::1]:2:8501"]
     assert line[6:] == ["tensorflow/serving:2.21.0", "--model_base_path=gs://bucket/m"]
 
 

@@ -138,14 +138,39 @@ def test_what_changed_while_the_first_models_were_loaded_is_followed(tmp_path):
     async def follow():
         applied = asyncio.Queue()
         flags = Flags(model_config_file=str(path))
-        served = types.SimpleNamespace(flags=flags, models=types.SimpleNamespace(apply=applied.put))
-        polling = asyncio.create_task(server._poll_config(served, b"what the server started with"))
+        served = types.SimpleNamespace(flags=flags, models=types.SimpleNamespace(apply=applied.put, models={}))
+        polling = asyncio.create_task(server._poll_config(served))
         try:
             return await asyncio.wait_for(applied.get(), 30)
         finally:
             polling.cancel()
 
     assert asyncio.run(follow())["half_plus_two"].base_path == Path("/elsewhere")
+
+
+def test_a_reload_over_grpc_is_undone_at_the_next_poll_of_the_file(tmp_path, capsys):
+    from frostline.serving import server
+
+    path, applied = tmp_path / "own.config", []
+    path.write_text(config_text("/elsewhere", ""))
+
+    async def follow():
+        async def apply(asked):
+            applied.append(asked)
+            models.models = asked
+
+        models = types.SimpleNamespace(apply=apply, models={})
+        served = types.SimpleNamespace(flags=Flags(model_config_file=str(path)), models=models)
+        polling = asyncio.create_task(server._poll_config(served))
+        for _ in range(2):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            models.models = {}  # what HandleReloadConfigRequest was given
+        polling.cancel()
+
+    asyncio.run(follow())
+    assert len(applied) == 2 and applied[0] == applied[1] != {}
+    assert capsys.readouterr().err == f"frostline: {path} is in force\n" * 2
 
 
 @pytest.mark.parametrize(
@@ -168,10 +193,9 @@ def test_a_configuration_is_said_to_be_in_force_where_it_is(tmp_path, capsys, er
             asked.set()
             raise error
 
-        served = types.SimpleNamespace(
-            flags=Flags(model_config_file=str(path)), models=types.SimpleNamespace(apply=apply)
-        )
-        polling = asyncio.create_task(server._poll_config(served, b"what the server started with"))
+        models = types.SimpleNamespace(apply=apply, models={})
+        served = types.SimpleNamespace(flags=Flags(model_config_file=str(path)), models=models)
+        polling = asyncio.create_task(server._poll_config(served))
         await asyncio.wait_for(asked.wait(), 30)
         for _ in range(20):  # until it has said so
             await asyncio.sleep(0)
@@ -191,17 +215,18 @@ def test_what_was_refused_is_tried_again_and_told_once(tmp_path, capsys, monkeyp
     async def follow():
         done = asyncio.Event()
 
-        async def apply(models):
-            tries.append(models)
+        async def apply(asked):
+            tries.append(asked)
             if len(tries) < 3:
                 raise Refused("FAILED_PRECONDITION", "a label too early")
             if len(tries) == 3:  # somebody else's configuration is being applied
                 await asyncio.Event().wait()
+            models.models = asked
             done.set()
 
         models = types.SimpleNamespace(apply=apply, models={})
         served = types.SimpleNamespace(flags=Flags(model_config_file=str(path)), models=models)
-        polling = asyncio.create_task(server._poll_config(served, b"what the server started with"))
+        polling = asyncio.create_task(server._poll_config(served))
         await asyncio.wait_for(done.wait(), 30)
         for _ in range(20):
             await asyncio.sleep(0)

@@ -78,10 +78,14 @@ def base_paths(exports: Path, names: Sequence[str] = ()) -> dict[str, Path]:
 def models_config(models: dict[str, Path]) -> str:
     """The text of a models.config that serves the newest version of each."""
     entries = "".join(
-        f'  config {{ name: {json.dumps(name)} base_path: {json.dumps(str(path))} model_platform: "tensorflow" }}\n'
+        f'  config {{ name: {_quoted(name)} base_path: {_quoted(str(path))} model_platform: "tensorflow" }}\n'
         for name, path in models.items()
     )
     return f"model_config_list {{\n{entries}}}\n"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # protos know no surrogate pairs
 
 
 def command(
@@ -129,7 +133,7 @@ def running(
     port, rest_port = _free_ports(2)
     with tempfile.TemporaryDirectory(prefix="frostline-serve-") as scratch:
         folder, log = Path(scratch), Path(scratch, "log.txt")
-        (folder / "models.config").write_text(models_config(found))
+        (folder / "models.config").write_text(models_config(found), "utf-8")
         line = [*kept, f"--model_config_file={folder / 'models.config'}"]
         started = command(backend, line, "127.0.0.1", port, rest_port, [*found.values()])
         with log.open("wb") as out:
@@ -182,7 +186,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -> int:
     """Serve in the foreground until Ctrl-C or SIGTERM; prints which backend it is. Raises UserError."""
-    backend = choose(backend)
+    backend, host = choose(backend), host.strip("[]")
     kept, port, rest_port = split(flags)
     own = [flag for flag in kept if re.match(r"--model_(config_file|base_path)\b", flag)]
     if own and exports:
@@ -195,7 +199,7 @@ def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -
             models = base_paths(exports or Path("exports"))
             folders = [*models.values()]
             path = Path(scratch, "models.config")
-            path.write_text(models_config(models))
+            path.write_text(models_config(models), "utf-8")
             kept.append(f"--model_config_file={path}")
             print(f"models: {', '.join(models)}", flush=True)
         print(f"backend: {backend}, {BACKENDS[backend]}", flush=True)
@@ -205,7 +209,7 @@ def serve(exports: Path | None, backend: str, host: str, flags: Sequence[str]) -
 
 def _try_ports(backend: str, host: str, ports: dict[str, int]) -> None:
     """Raises UserError where a port cannot be had: a server would try it only when all models are loaded."""
-    host = "0.0.0.0" if backend == "binary" else host.strip("[]")
+    host = "0.0.0.0" if backend == "binary" else host
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as held:
         for flag, port in ports.items():

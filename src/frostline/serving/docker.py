@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from frostline.serving.flags import address
+
 IMAGE = "tensorflow/serving"
 FILE_FLAG = re.compile(r"(--\w+_file)=(.+)")
 FOLDER_FLAG = re.compile(r"(--model_base_path)=((?!\w+://).+)")
@@ -40,7 +42,7 @@ def command(flags: Sequence[str], host: str, port: int, rest_port: int, folders:
                 seen |= _base_paths(path.read_text("utf-8", "replace"))
         absolute.append(flag)
     volumes = [f"--volume={folder}:{folder}:ro" for folder in sorted(seen) if folder.is_dir()]  # docker makes others
-    publish = [f"--publish={host}:{port}:8500", f"--publish={host}:{rest_port}:8501"]
+    publish = [f"--publish={address(host, port)}:8500", f"--publish={address(host, rest_port)}:8501"]
     return ["docker", "run", "--rm", "--init", *publish, *volumes, image() or IMAGE, *absolute]
 
 

@@ -40,6 +40,11 @@ DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Flags)
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
+def address(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def parse(arguments: Sequence[str]) -> Flags:
     """`--name=value`, or `--name` for a true boolean, as TensorFlow Serving reads them; raises UserError."""
     given: dict[str, Any] = {}
@@ -54,7 +59,7 @@ def parse(arguments: Sequence[str]) -> Flags:
             given[name] = TRUTH[value.lower() or "true"] if kind is bool else kind(value)
         except (KeyError, ValueError) as error:
             raise UserError(f"{argument}: expected {'true or false' if kind is bool else 'a whole number'}") from error
-    flags = Flags(**given)
+    flags = Flags(**{**given, "host": given.get("host", Flags.host).strip("[]")})
     if flags.batching_parameters_file and not flags.enable_batching:
         raise UserError("--batching_parameters_file supplied without --enable_batching")
     if not flags.model_config_file and not flags.model_base_path:

@@ -8,6 +8,7 @@ import grpc
 from frostline.errors import UserError
 from frostline.serving import core, tensors
 from frostline.serving.core import Core
+from frostline.serving.flags import address
 from frostline.serving.status import Refused
 
 ENVELOPE = 2**20  # bytes of a message besides its tensors
@@ -29,14 +30,14 @@ async def start(served: Core) -> grpc.aio.Server:
             if method.name in core.METHODS
         }
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service.full_name, handlers)])
-    for address in [
-        f"{flags.host}:{flags.port}",
+    for place in [
+        address(flags.host, flags.port),
         *([f"unix:{flags.grpc_socket_path}"] if flags.grpc_socket_path else []),
     ]:
         try:
-            server.add_insecure_port(address)
+            server.add_insecure_port(place)
         except RuntimeError as error:
-            raise UserError(f"cannot listen on {address}: {error}") from error
+            raise UserError(f"cannot listen on {place}: {error}") from error
     await server.start()
     return server
 

@@ -41,8 +41,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _serve(given: Flags) -> None:
-    written = Path(given.model_config_file)
-    seen = written.read_bytes() if written.is_file() else b""  # first, so that no change while models load is missed
     served, asked, metrics_path = core.make(given), _models(given), _metrics_path(given)
     stop = _stop()
     working = [asyncio.create_task(served.models.apply(asked)), asyncio.create_task(_poll_folders(served))]
@@ -54,12 +52,11 @@ async def _serve(given: Flags) -> None:
         grpc_server = await grpc_api.start(served)
         runner = await rest.start(served, metrics_path) if given.rest_api_port else None
         if given.model_config_file and given.model_config_file_poll_wait_seconds > 0:
-            working.append(asyncio.create_task(_poll_config(served, seen)))
-        ports = f"gRPC on {given.host}:{given.port}" + f", REST on http://{given.host}:{given.rest_api_port}" * bool(
-            runner
-        )
+            working.append(asyncio.create_task(_poll_config(served)))
+        grpc_at = flags.address(given.host, given.port)
+        rest_at = f", REST on http://{flags.address(given.host, given.rest_api_port)}" * bool(runner)
         xla = "on" if given.xla_cpu_compilation_enabled else "off, as in a stock TensorFlow Serving"
-        say(f"the embedded development server answers: {ports}; XLA is {xla}")
+        say(f"the embedded development server answers: gRPC on {grpc_at}{rest_at}; XLA is {xla}")
         await stop
         await grpc_server.stop(grace=1)
         if runner:
@@ -110,37 +107,36 @@ async def _poll_folders(served: Core) -> None:
         served.models.aspire()
 
 
-async def _poll_config(served: Core, seen: bytes) -> None:
-    """Apply the configuration file whenever it is not as `seen`, which is in force; what is refused is tried again at
-    each poll, since a version that a label needs may be there by then."""
-    path, told = Path(served.flags.model_config_file), ("", b"")
+async def _poll_config(served: Core) -> None:
+    """Hold what is served against the configuration file at each poll, as the real server does: a reload over gRPC is
+    undone, and what is refused is tried again, since a version that a label needs may be there by then."""
+    path, told = Path(served.flags.model_config_file), None
     while True:
         await asyncio.sleep(served.flags.model_config_file_poll_wait_seconds)
-        text = b""
+        asked = None
         try:
-            text = path.read_bytes()
-            if text == seen:
-                told = ("", b"")
+            asked = config.models(protos.read(path, protos.ModelServerConfig))
+            if asked == served.models.models:
+                told = None
                 continue
-            message, in_force = await _apply(served, config.models(protos.read(path, protos.ModelServerConfig)))
-            seen = text if in_force else seen
+            message = await _apply(served, asked)
         except (OSError, UserError, Refused) as error:
             message = f"is not in force: {error}"
-        if told != (told := (message, text)):
+        if told != (told := (message, asked)):
             say(f"{path} {message}")
 
 
-async def _apply(served: Core, asked: dict[str, Model]) -> tuple[str, bool]:
-    """Serve these models; returns what to say of them, and whether they are what is served now. Raises Refused."""
+async def _apply(served: Core, asked: dict[str, Model]) -> str:
+    """Serve these models; returns what to say of them. Raises Refused."""
     try:
         await asyncio.wait_for(served.models.apply(asked), NEW_MODELS_SECONDS)
     except TimeoutError:
         if served.models.models != asked:
-            return "is not in force yet: another configuration is being applied", False
-        return "is in force, but not all of its models are there yet", True
+            return "is not in force yet: another configuration is being applied"
+        return "is in force, but not all of its models are there yet"
     except Unavailable as error:
-        return f"is in force, but {error.message}", True
-    return "is in force", True
+        return f"is in force, but {error.message}"
+    return "is in force"
 
 
 if __name__ == "__main__":
