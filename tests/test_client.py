@@ -227,6 +227,19 @@ def test_a_server_that_keeps_silent(scheme):
         assert "no answer within 0.2 s" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [("127.0.0.1:1", True), ("localhost:1", True), ("[::1]:1", True), ("10.0.0.1:1", False), ("there:1", False)],
+)
+def test_no_proxy_is_asked_for_ones_own_machine(address, own, monkeypatch):
+    import grpc
+
+    given, insecure_channel = {}, grpc.insecure_channel
+    monkeypatch.setattr(grpc, "insecure_channel", lambda to, options: given.update(options) or insecure_channel(to))
+    with client.connect(f"grpc://{address}"):
+        assert given.get("grpc.enable_http_proxy", 1) == (0 if own else 1)
+
+
 def test_the_wrong_port():
     grpc_place, rest_place = Place("gRPC"), Place("REST")
     try:

@@ -113,6 +113,8 @@ def test_the_server_of_ours_takes_these_flags(exports):
     found = flags.parse(command)
     assert found.model_config_file_poll_wait_seconds == 10 and found.enable_batching
     assert found.allow_version_labels_for_unavailable_models
+    tries = 1 + found.max_num_load_retries
+    assert tries * found.load_retry_interval_micros / 1e6 < cli.parser().parse_args(["rollout", "m"]).timeout
 
 
 def test_the_readme_is_made_of_the_manifests(exports):
@@ -121,6 +123,21 @@ def test_the_readme_is_made_of_the_manifests(exports):
     assert "# 2 models for TensorFlow Serving" in text and "### pets.all" in text and "Classes: `cat`, `dog`." in text
     row = "| `serving_default` | `images` uint8 [N, 8, 8, 3] | `probabilities` float32 [N, 2] |"
     assert text.count(row) == 2 and "Version 12: configuration `output` of study `pets`" in text
+    assert ':classify` with\n`{"signature_name": "classify", "examples": [{"image/encoded": {"b64": ...}}]}`' in text
+
+
+def test_the_readme_follows_the_stable_version(exports, capsys):
+    deploy.bundle(exports, models_at="/srv/models")
+    before = (exports / "serving" / "README.md").read_text()
+    publish(exports, "tiny", 2)
+    for words, version in [(("rollout",), 1), (("rollout",), 1), (("rollout", "--promote"), 2), (("rollback",), 1)]:
+        os.utime(exports / "serving" / "models.config", (0, 0))
+        assert run(words[0], "tiny", *words[1:], "--exports", exports) == 0
+        text = (exports / "serving" / "README.md").read_text()
+        assert text == before.replace("tiny\n\nVersion 1:", f"tiny\n\nVersion {version}:")
+    (exports / "saved_model" / "pets.all" / "12" / "manifest.json").write_text("{")
+    assert run("rollback", "tiny", "--exports", exports) == 0  # the step is done, whatever the README
+    assert "12/manifest.json is damaged" in capsys.readouterr().err and served(exports) == ONE
 
 
 def test_renewing_keeps_versions_labels_and_places(exports):
@@ -212,7 +229,8 @@ def test_health_and_curl_ask_every_model(exports):
         (folder / "health.sh").write_text((folder / "health.sh").read_text().replace("in tiny", "in tiny huge"))
         ill = subprocess.run(["bash", folder / "health.sh", host, port], capture_output=True, text=True)
         assert (ill.returncode, ill.stdout) == (1, "huge: 404\n")
-        asked = subprocess.run(["bash", folder / "curl.sh", url], capture_output=True, text=True)
+        proxy = {**os.environ, "http_proxy": "http://127.0.0.1:1"}  # which knows nothing of this machine
+        asked = subprocess.run(["bash", folder / "curl.sh", url], capture_output=True, text=True, env=proxy)
         assert asked.returncode == 0 and '"top_k_classes"' in asked.stdout
         (folder / "curl.sh").write_text((folder / "curl.sh").read_text().replace("in tiny", "in huge"))
         asked = subprocess.run(["bash", folder / "curl.sh", url], capture_output=True, text=True)
@@ -579,5 +597,21 @@ def test_a_server_that_does_not_poll_is_not_waited_for_for_ever(exports):
     publish(exports, "tiny", 2)
     polling = Polling(exports)
     step = lambda now, given: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
-    with pytest.raises(UserError, match="tiny 2 is unknown after 1 s; does it poll"):
+    with pytest.raises(UserError, match=r"tiny 2 is unknown after 1 s; does it poll .*_seconds\?$"):
         deploy.take(exports, "tiny", step, polling.server(timeout=1.0), print)
+
+
+class Slow(Polling):
+    """A server that tries to load version 2 for longer than one waits."""
+
+    def status(self, model):
+        return [client.State(1, "AVAILABLE", ""), client.State(2, "LOADING", "")]
+
+
+def test_a_version_that_loads_for_ever_can_be_taken_back(exports):
+    deploy.bundle(exports)
+    publish(exports, "tiny", 2)
+    step = lambda now, given: rollout.forward("tiny", now, [1, 2], None)  # noqa: E731
+    typed = f"frostline rollback tiny --exports {exports} --url grpc://there:1"
+    with pytest.raises(UserError, match=f"tiny 2 is LOADING after 1 s; does it poll .*, type: {typed}$"):
+        deploy.take(exports, "tiny", step, Slow(exports).server(timeout=1.0), print)

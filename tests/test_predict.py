@@ -160,6 +160,27 @@ def test_a_request_that_another_one_spoiled_is_asked_again(place, pictures, caps
     assert len(place.model.asked) == 2 and "black.png" in capsys.readouterr().out
 
 
+def test_what_takes_too_long_is_asked_again_in_halves(place, tmp_path, capsys):
+    files = [tmp_path / f"{i:02}.jpg" for i in range(40)]
+    for i, file in enumerate(files):
+        file.write_bytes(b"x" * (i + 1))
+    place.model.failures = ["DEADLINE_EXCEEDED"] * 2
+    assert run(place, tmp_path, "--format", "json") == 0
+    assert [entry["classes"][0]["score"] for entry in json.loads(capsys.readouterr().out)] == [*range(1, 41)]
+    assert [count for _, _, count in place.model.asked] == [32, 16, 8, 8, 16, 8]
+
+
+def test_what_was_answered_before_the_server_fell_silent_is_printed(place, tmp_path, capsys):
+    for i in range(33):
+        (tmp_path / f"{i:02}.jpg").write_bytes(b"x")
+    (tmp_path / "00.jpg").write_bytes(b"")
+    place.model.failures = ["", "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"]
+    assert run(place, tmp_path, "--format", "csv") == 2
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 32 and "31.jpg" in told.out and "32.jpg" not in told.out
+    assert "00.jpg: empty" in told.err and told.err.endswith("as the test wants it; give a longer --timeout\n")
+
+
 def test_a_server_that_has_gone_ends_it(place, pictures, capsys):
     place.model.failures = ["INVALID_ARGUMENT", "NOT_FOUND"]
     assert run(place, pictures / "black.png") == 2

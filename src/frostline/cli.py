@@ -486,16 +486,25 @@ def predict(args: argparse.Namespace) -> int:
     paths = images(args.images)
     if args.url.startswith("grpc:") or args.form == "pixels":
         _quiet_tensorflow()
-    with client.connect(args.url, timeout=args.timeout) as connection:
-        answers = list(ask(connection, asked, paths))
-    failed = [answer for answer in answers if answer.trouble]
-    if args.format == "json":
+    answers: list[Answer] = []
+    try:
+        with client.connect(args.url, timeout=args.timeout) as connection:
+            for answer in ask(connection, asked, paths):
+                answers.append(answer)  # one by one: an error leaves those before it
+    finally:
+        if answers:
+            _print_answers(answers, args.format)
+    return 1 if any(answer.trouble for answer in answers) else 0
+
+
+def _print_answers(answers: "list[Answer]", form: str) -> None:
+    if form == "json":
         print(json.dumps([_answer(answer) for answer in answers], indent=2, ensure_ascii=False))
     else:
-        _print_rows([(str(a.path), n, f"{score:.4f}") for a in answers for n, score in a.best], args.format)
-    for answer in failed:
-        print(f"frostline: {answer.path}: {answer.trouble}", file=sys.stderr)
-    return 1 if failed else 0
+        _print_rows([(str(a.path), n, f"{score:.4f}") for a in answers for n, score in a.best], form)
+    for answer in answers:
+        if answer.trouble:
+            print(f"frostline: {answer.path}: {answer.trouble}", file=sys.stderr)
 
 
 def _quiet_tensorflow() -> None:
@@ -573,13 +582,17 @@ def rollback(args: argparse.Namespace) -> int:
 def _take(args: argparse.Namespace, step: Callable[["Served", str], "Step"]) -> int:
     from frostline import client, deploy
 
-    if not args.url:
+    if args.url:
+        if args.url.startswith("grpc:"):
+            _quiet_tensorflow()
+        with client.connect(args.url) as connection:
+            deploy.take(args.exports, args.model, step, deploy.Server(connection, args.timeout), print)
+    else:
         deploy.take(args.exports, args.model, step, None, print)
-        return 0
-    if args.url.startswith("grpc:"):
-        _quiet_tensorflow()
-    with client.connect(args.url) as connection:
-        deploy.take(args.exports, args.model, step, deploy.Server(connection, args.timeout), print)
+    try:
+        deploy.describe(args.exports)
+    except UserError as error:  # the step is done
+        print(f"frostline: the bundle's README is not renewed: {error}", file=sys.stderr)
     return 0
 
 

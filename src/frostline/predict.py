@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BATCH = batching.ALLOWED_SIZES[-1]  # a server that batches may refuse more in one request
 # What a server says of itself. Any other refusal may be for one image of a request.
-OF_THE_SERVER = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "NOT_FOUND", "UNIMPLEMENTED"})
+OF_THE_SERVER = frozenset({"UNAVAILABLE", "NOT_FOUND", "UNIMPLEMENTED"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def _ask(
     """The best classes of each image, or the words with which the server refused it.
 
     One image spoils its whole request, so the halves of one that is refused are asked again; and where the server puts
-    requests together, it spoils those of others, so a single image is asked twice.
+    requests together, it spoils those of others, so a single image is asked twice. What takes too long is asked again
+    likewise; raises ServingError where a single image does.
     """
     import numpy as np
 
@@ -112,6 +113,8 @@ def _ask(
         try:
             return _best(connection.send(request), asked)
         except ServingError as error:
+            if error.code == "DEADLINE_EXCEEDED":
+                raise ServingError(error.code, f"{error}; give a longer --timeout") from error
             if error.code in OF_THE_SERVER:
                 raise
             return [_reason(error, connection.url)]

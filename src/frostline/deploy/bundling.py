@@ -34,7 +34,6 @@ def bundle(exports: Path, records: Sequence[Record] = (), *, models_at: str | No
         raise nothing_published(exports)
     whole, told = _models(folder / config.FILE, there, models_at)
     served = {entry.name: entry for entry in whole.model_config_list.config}
-    manifests = {name: _manifest(exports, name, config.served(entry).stable) for name, entry in served.items()}
     sizes, timeout, reason = batch_sizes(records)
     threads = batching.threads(machine.cores())
     root = next(iter(served.values())).base_path.rpartition("/")[0]
@@ -46,13 +45,24 @@ def bundle(exports: Path, records: Sequence[Record] = (), *, models_at: str | No
         "monitoring.config": texts.MONITORING,
         "docker-compose.yml": texts.compose(root, batch=len(sizes) > 1),
         "request.json": texts.request(_picture()),
-        "README.md": texts.readme(manifests, sizes),
     }
     for name, text in files.items():
         config.replace(folder / name, text)
     for name, text in {"curl.sh": texts.curl(list(served)), "health.sh": texts.health(list(served))}.items():
         config.replace(folder / name, text, mode=0o755)
+    describe(exports)
     return folder, told
+
+
+def describe(exports: Path) -> None:
+    """Write the README of `exports/serving` anew: what the stable version of each model takes; raises UserError."""
+    from frostline import protos
+
+    folder = exports / "serving"
+    entries = config.read(folder / config.FILE).model_config_list.config
+    manifests = {entry.name: _manifest(exports, entry.name, config.served(entry).stable) for entry in entries}
+    sizes = protos.read(folder / "batching.config", protos.BatchingParameters).allowed_batch_sizes
+    config.replace(folder / "README.md", texts.readme(manifests, sizes or batching.ALLOWED_SIZES))
 
 
 def published(exports: Path) -> dict[str, list[int]]:
@@ -107,7 +117,7 @@ def _manifest(exports: Path, name: str, version: int) -> dict[str, Any]:
     path = exports / "saved_model" / name / str(version) / "manifest.json"
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}; move the version's folder away and export again") from error
 
 

@@ -237,9 +237,10 @@ def _wait(server: Server, model: str, loaded: set[int], labels: dict[str, int], 
     deadline = server.clock() + server.timeout
     while trouble := _trouble(server.connection, model, loaded, labels, given, tried):
         if server.clock() > deadline:
+            undo = f"; if it cannot load it, type: frostline rollback {model}{given}" if " LOADING" in trouble else ""
             raise UserError(
                 f"{server.connection.url}: {trouble} after {server.timeout:g} s; does it poll this models.config, "
-                "with --model_config_file_poll_wait_seconds?"
+                f"with --model_config_file_poll_wait_seconds?{undo}"
             )
         server.sleep(POLL_SECONDS)
 

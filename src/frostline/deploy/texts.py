@@ -32,6 +32,8 @@ x-server: &server
     - --model_config_file_poll_wait_seconds={poll}
     # at the start no version is loaded yet that a label could mean
     - --allow_version_labels_for_unavailable_models=true
+    # with five, a minute apart, the reason why a version does not load comes when `frostline rollout` has given up
+    - --max_num_load_retries=1
     - --monitoring_config_file=/serving/monitoring.config
 {batching}
   ports: ["127.0.0.1:8500:8500", "127.0.0.1:8501:8501"]  # it asks nobody who they are: keep it off the network
@@ -75,7 +77,7 @@ url=${{1:-http://127.0.0.1:8501}}
 worst=0
 for model in {models}; do
   echo "$model"
-  curl --silent --show-error --fail-with-body --max-time 30 --data @request.json \\
+  curl --silent --show-error --fail-with-body --max-time 30 --noproxy 127.0.0.1,localhost --data @request.json \\
     "$url/v1/models/$model/labels/stable:predict" || worst=$?
   echo
 done
@@ -148,7 +150,8 @@ Without a container the models lie elsewhere: `frostline bundle EXPORTS --models
     frostline serve FLAGS                                # its small server, where there is no other
 
 with `--model_config_file=$PWD/models.config --model_config_file_poll_wait_seconds={poll}
---allow_version_labels_for_unavailable_models=true` for FLAGS. (`frostline serve EXPORTS` has no labels.)
+--allow_version_labels_for_unavailable_models=true --max_num_load_retries=1` for FLAGS. (`frostline serve EXPORTS` has
+no labels.)
 
 | file | what |
 |---|---|
@@ -172,7 +175,8 @@ neither a label nor a version is answered by the highest version that is loaded,
 
 gRPC: `PredictionService/Predict` with `model_spec {{name, version_label: "stable", signature_name}}`. REST:
 `POST /v1/models/NAME/labels/stable:predict` with `{{"signature_name": ..., "instances": [...]}}`, encoded images as
-`{{"b64": ...}}`. N is any number of images{upto}.
+`{{"b64": ...}}`. The Classify API: `POST /v1/models/NAME/labels/stable:classify` with
+`{{"signature_name": "classify", "examples": [{{"image/encoded": {{"b64": ...}}}}]}}`. N is any number of images{upto}.
 """
 
 
