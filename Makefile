@@ -54,7 +54,7 @@ bench-compare: $(READY) ## time single calls, and fail where one is slower than 
 test: $(READY) ## the tests, WORKERS files of them at once
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: $(READY) ## the tests that take minutes each, such as every backbone through every export
+test-slow: $(READY) ## the tests that take minutes each, such as a backbone of each kind through every export
 	$(BIN)/python -m pytest --slow -m slow $(ARGS)
 
 lint: $(READY) ## style and types

@@ -8,15 +8,19 @@ from frostline.datasets import DATASETS, Dataset, Split
 from frostline.exporting import checking
 from frostline.studies import Backbone, Stage
 
-# One network of each kind, the least side of its images, and its parameters. The larger ones of a kind take minutes.
+# One network of each kind, the least side of its images, and its parameters: the others of a kind are larger.
 SMALLEST = [
     ("small_cnn", 32, 19_392),
     ("residual_cnn", 32, 1_698_304),
     ("vgg16", 32, 14_714_688),
     ("inception_v3", 75, 21_802_784),
+    ("inception_resnet_v2", 75, 54_336_736),
     ("xception", 71, 20_861_480),
     ("resnet50", 32, 23_587_712),
+    ("resnet50_v2", 32, 23_564_800),
     ("densenet121", 32, 7_037_504),
+    ("nasnet_mobile", 32, 4_269_716),
+    ("mobilenet", 32, 3_228_864),
     ("mobilenet_v2", 32, 2_257_984),
     ("mobilenet_v3_small", 32, 939_120),
     ("efficientnet_b0", 32, 4_049_571),

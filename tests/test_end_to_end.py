@@ -42,6 +42,12 @@ learning_rate = 1e38
 """
 EXACT = ("--precision", "float32", "--xla", "off")
 FLAGS = (*EXACT, "--engine", "plain", "--limit", "40")
+# What the manifest of every kind of artifact has.
+MANIFEST = {
+    *("study", "freeze", "variant", "seed", "chosen", "run", "run_time", "fingerprint", "data", "scaling", "limit"),
+    *("epochs_cap", "record", "trained", "schema", "name", "version", "class_names", "activation", "input", "parity"),
+    *("accuracy", "graph", "versions", "kind", "size_bytes", "sizes", "sha256"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +125,18 @@ def test_published_models_answer_on_every_runtime_and_missing_devices_are_skippe
         assert len({r["test_top1"] for r in cpu if r["model"] == model}) == 1
     gpu = [r for r in infer if r["device"] == "gpu"]
     assert gpu and {r["outcome"] for r in gpu} <= {"ok", "skipped"}
-    manifest = json.loads((place / "exports/saved_model/tiny.output/1/manifest.json").read_text())
-    assert manifest["seed"] == 0 and manifest["class_names"] == ["5", "6"]
     assert 'base_path: "/models/tiny.output"' in (place / "exports/serving/models.config").read_text()
+
+
+def test_a_manifest_holds_what_the_readme_promises(place, first):
+    (record,) = (r for r in rows(place) if r["kind"] == "train" and r["freeze"] == "output")
+    for kind, own in (("saved_model", {"signatures"}), ("onnx", {"signatures", "variants"}), ("keras", set())):
+        manifest = json.loads((place / "exports" / kind / "tiny.output/1/manifest.json").read_text())
+        assert manifest.keys() == MANIFEST | own
+        assert manifest["seed"] == 0 and manifest["class_names"] == ["5", "6"]
+        assert manifest["record"]["test_top1"] == manifest["trained"]["test_top1"] == record["test_top1"]
+        expected = dict.fromkeys(("saved_model", "onnx_float32"), record["test_top1"])
+        assert manifest["accuracy"] == pytest.approx(expected, abs=0.03)  # one image of 40 may be on the verge
 
 
 def test_a_repetition_does_again_only_what_failed(place, first):
