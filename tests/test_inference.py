@@ -124,7 +124,7 @@ def test_a_percentile_the_sample_cannot_support_is_null(fake, clock, tmp_path):
     short = replace(FAST, seconds=0.0, queries={"single_stream": 22, "offline": 1})
     single, offline = measure(clock, tmp_path, profile=short)
     assert single["latency_p90_seconds"] and single["latency_p99_seconds"] is None
-    assert offline["latency_p50_seconds"] and offline["latency_p90_seconds"] is None
+    assert offline["count"] == 3 and offline["latency_p50_seconds"] is None
 
 
 def test_images_are_sent_in_another_order_again_and_again(fake, clock, tmp_path):
@@ -147,6 +147,8 @@ def test_what_a_call_may_take_limits_the_count_of_a_quick_cell():
     bench = inference.Bench(Subject(MANIFEST, Path("x"), "null"), None, GIVEN, Path("x"), FAST, None, None)
     assert bench.load(Cell("single_stream", 1, call_seconds=0.001)).min_queries == 22
     assert bench.load(Cell("single_stream", 1, call_seconds=1.0)).min_queries == 4
+    assert bench.load(Cell("single_stream", 1, call_seconds=9.0)).min_queries == 4  # three windows have a median
+    assert bench.load(Cell("offline", 8, call_seconds=9.0)).min_queries == 1
     valid = replace(bench, profile=rules.PROFILES["valid"])
     assert valid.load(Cell("single_stream", 1, call_seconds=100.0)).min_queries == 64
 
@@ -515,12 +517,14 @@ def test_a_valid_result_is_loadgens_own_verdict_and_figures():
     assert figures(Cell("single_stream", 1, 0.01, [good], spent=SPENT), "quick")["valid"] is False
 
 
-@pytest.mark.parametrize(("count", "shown"), [(63, []), (64, [90]), (130, [90, 95]), (662, [90, 95, 99])])
+@pytest.mark.parametrize(
+    ("count", "shown"), [(10, []), (11, [50]), (63, [50]), (64, [50, 90]), (130, [50, 90, 95]), (662, [50, 90, 95, 99])]
+)
 def test_a_percentile_is_shown_where_the_count_of_queries_supports_it(count, shown):
     told = {f"result_{p}.00_percentile_latency_ns": 1e6 for p in (50, 90, 95, 99)}
     one = Window([], told | {"result_query_count": count})
     found = inference._latencies("server", [one])
-    assert [p for p in (90, 95, 99) if found[f"latency_p{p}_seconds"] is not None] == shown
+    assert [p for p in (50, 90, 95, 99) if found[f"latency_p{p}_seconds"] is not None] == shown
 
 
 # -- the highest rate ----------------------------------------------------------------------------------

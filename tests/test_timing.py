@@ -5,7 +5,7 @@ import pytest
 from frostline import timing
 
 
-@pytest.mark.parametrize(("quantile", "count"), [(0.90, 64), (0.95, 130), (0.99, 662), (0.999, 6636)])
+@pytest.mark.parametrize(("quantile", "count"), [(0.50, 11), (0.90, 64), (0.95, 130), (0.99, 662), (0.999, 6636)])
 def test_samples_a_percentile_needs(quantile, count):
     assert timing.samples_needed(quantile) == count
 
@@ -20,13 +20,13 @@ def test_sample_drops_the_warm_up_and_keeps_both_minima():
 
 
 def test_summary_by_hand():
-    summary = timing.summarize([4.0, 1.0, 3.0, 2.0])
-    assert (summary.count, summary.mean_seconds, summary.p50_seconds) == (4, 2.5, 2.5)
+    summary = timing.summarize([4.0, 1.0, 3.0, 2.0] * 3)
+    assert (summary.count, summary.mean_seconds, summary.p50_seconds) == (12, 2.5, 2.5)
     assert summary.p90_seconds is None
 
 
 def test_a_percentile_is_shown_once_the_sample_supports_it():
-    assert timing.summarize([1.0] * 63).p90_seconds is None
+    assert timing.summarize([1.0] * 63).p90_seconds is None and timing.summarize([1.0] * 10).p50_seconds is None
     hundred_and_thirty = timing.summarize([float(i) for i in range(1, 131)])
     assert (hundred_and_thirty.p90_seconds, hundred_and_thirty.p95_seconds) == (117.0, 124.0)
     assert hundred_and_thirty.p99_seconds is None

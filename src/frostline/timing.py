@@ -15,7 +15,7 @@ class Summary:
 
     count: int
     mean_seconds: float
-    p50_seconds: float
+    p50_seconds: float | None
     p90_seconds: float | None
     p95_seconds: float | None
     p99_seconds: float | None
@@ -44,7 +44,7 @@ def sample(
 def samples_needed(quantile: float) -> int:
     """Smallest sample whose second-largest value lies above the quantile with 99 % confidence.
 
-    The order-statistic bound of Wilks (1941): 64 for p90, 130 for p95, 662 for p99, 6,636 for p99.9.
+    The order-statistic bound of Wilks (1941): 11 for the median, 64 for p90, 130 for p95, 662 for p99, 6,636 for p99.9.
     """
     count = 2
     while 1 - quantile**count - count * (1 - quantile) * quantile ** (count - 1) < CONFIDENCE:
@@ -68,7 +68,7 @@ def summarize(seconds: Sequence[float]) -> Summary:
     return Summary(
         count=n,
         mean_seconds=statistics.fmean(seconds),
-        p50_seconds=statistics.median(seconds),
+        p50_seconds=statistics.median(seconds) if n >= samples_needed(0.50) else None,
         p90_seconds=supported(0.90),
         p95_seconds=supported(0.95),
         p99_seconds=supported(0.99),

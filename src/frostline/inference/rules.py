@@ -24,7 +24,7 @@ class Profile:
     """How long a cell is measured: windows of at least `seconds` and `queries` (or images, in `offline`).
 
     Windows are repeated up to `most` times until the last three agree; one window is cut into ten to see whether it was
-    stable. `seconds_at_most` limits what the count may cost.
+    stable. `seconds_at_most` limits what the count may cost, but windows of single images have the count of a median.
     """
 
     name: str
