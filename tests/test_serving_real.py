@@ -58,6 +58,22 @@ def test_the_backend_is_the_first_that_is_there(machine, monkeypatch):
         backends.choose("dcker")
 
 
+@pytest.mark.parametrize(("gpu", "visible"), [(False, "-1"), (True, "0")])
+def test_a_server_without_gpu_is_shown_none(gpu, visible, monkeypatch, tmp_path):
+    (tmp_path / "saved_model" / "line" / "1").mkdir(parents=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    def started(line, **options):
+        raise InterruptedError(options["env"]["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setattr(backends.subprocess, "Popen", started)
+    with (
+        pytest.raises(InterruptedError, match=f"^{visible}$"),
+        serving.running(tmp_path, ["line"], backend="embedded", gpu=gpu),
+    ):
+        pass
+
+
 def test_command_line_of_the_binary(tmp_path):
     flags = [f"--model_config_file={tmp_path}/c/models.config", "--enable_batching"]
     line = backends.command("binary", flags, "127.0.0.1", 1, 2, [])

@@ -120,12 +120,12 @@ def split(flags: Sequence[str]) -> tuple[list[str], int, int]:
 
 @contextlib.contextmanager
 def running(
-    exports: Path, models: Sequence[str], *, backend: str = "auto", flags: Sequence[str] = ()
+    exports: Path, models: Sequence[str], *, backend: str = "auto", flags: Sequence[str] = (), gpu: bool = True
 ) -> Iterator[Server]:
     """A server of these published models on free ports of this machine, ended on leaving.
 
-    Yields once every model is available. `flags` are TensorFlow Serving's. Raises UserError, and Died with the last
-    words of a server that ends before.
+    Yields once every model is available. `flags` are TensorFlow Serving's. Without `gpu` the server sees none. Raises
+    UserError, and Died with the last words of a server that ends before.
     """
     backend = choose(backend)
     found = base_paths(exports, models)
@@ -137,7 +137,7 @@ def running(
         line = [*kept, f"--model_config_file={folder / 'models.config'}"]
         started = command(backend, line, "127.0.0.1", port, rest_port, [*found.values()])
         with log.open("wb") as out:
-            child = _start(started, stdout=out, stderr=out, start_new_session=True)
+            child = _start(started, gpu, stdout=out, stderr=out, start_new_session=True)
         rest = f"http://127.0.0.1:{rest_port}"
         try:
             _wait(child, rest, list(found), log)
@@ -146,9 +146,9 @@ def running(
             _end(child)
 
 
-def _start(line: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ}
-    return subprocess.Popen(line, stdin=subprocess.PIPE, env=quiet, **options)
+def _start(line: list[str], gpu: bool = True, **options: Any) -> "subprocess.Popen[bytes]":
+    env = {"TF_CPP_MIN_LOG_LEVEL": "1", **os.environ} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": "-1"})
+    return subprocess.Popen(line, stdin=subprocess.PIPE, env=env, **options)
 
 
 def _free_ports(number: int) -> list[int]:
