@@ -301,10 +301,26 @@ def test_rows_tell_variant_payload_server_and_whether_they_may_be_believed():
 
 
 def test_a_measurement_made_again_replaces_the_earlier_and_other_threads_do_not():
-    again = infer("toy.output", "onnxruntime", images_per_second=2000.0)
-    one = infer("toy.output", "onnxruntime", images_per_second=700.0, threads=1)
-    rows = json.loads(tables.render([infer("toy.output", "onnxruntime"), one, again], "json"))
+    known = {"machine": MACHINE}
+    again = infer("toy.output", "onnxruntime", images_per_second=2000.0, **known)
+    one = infer("toy.output", "onnxruntime", images_per_second=700.0, threads=1, **known)
+    found = [infer("toy.output", "onnxruntime", **known), one, again]
+    rows = json.loads(tables.render(found, "json"))
     assert sorted(row["images_per_second"] for row in rows) == [700.0, 2000.0]
+    text = lines(records=found)
+    assert any(line.startswith("| output | onnxruntime | single_stream | 2,000 |") for line in text)
+    assert any(line.startswith("| output | onnxruntime 1 thread | single_stream | 700 |") for line in text)
+    assert "| model | version | seed | as trained | onnxruntime | onnxruntime 1 thread |" in text
+
+
+def test_a_caption_names_the_machine_and_where_there_are_several_what_each_measured():
+    alone = [infer("toy.output", name, machine=MACHINE) for name in ("onnxruntime", "saved_model")]
+    told = "a CPU, 2 cores, no GPU; frostline 0.1.0, keras 3.15.1."
+    assert told in lines(records=alone)
+    other = MACHINE | {"cpu": "B", "cores": 8, "versions": {"onnxruntime": "1.99"}}
+    text = lines(records=[*alone, infer("toy.output", "onnxruntime", threads=8, machine=other)])
+    assert f"saved_model: {told}" in text and "onnxruntime: B, 8 cores, no GPU; onnxruntime 1.99." in text
+    assert sum("| onnxruntime | single_stream |" in line for line in text) == 1  # as many threads as cores, both times
 
 
 def test_cells_of_a_device_are_rows_where_they_are_not_all_skipped_for_one_reason():

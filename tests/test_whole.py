@@ -76,6 +76,14 @@ def test_best_figures_come_from_the_artifacts_of_the_rows_own_runs():
     )
 
 
+def test_threads_are_told_where_they_are_not_as_many_as_cores():
+    row = infer("a.s0", "onnxruntime", 1, 1.0, 1.0, machine={"cores": 4})
+    assert [whole.where(row | {"threads": n}) for n in (1, 3, 4)] == [
+        "onnxruntime 1 thread @1", "onnxruntime 3 threads @1", "onnxruntime @1",
+    ]  # fmt: skip
+    assert whole.where(row | {"threads": 1, "machine": None}) == "onnxruntime @1"
+
+
 def test_that_no_rate_keeps_the_bound_is_no_best_figure():
     rows = [train("a", 1, 0.5)]
     fronts(rows, [infer("a.s0", "tf_serving_grpc", 1, 0.0, 0.5, scenario="server")])

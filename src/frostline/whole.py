@@ -97,13 +97,21 @@ def joined(train: list[Row], infer: list[Row]) -> list[Row]:
     return train
 
 
+def threads(record: Row) -> str | None:
+    """The threads of a call in words; None where they are as many as the machine has cores, or neither is known."""
+    asked, cores = record.get("threads"), (record.get("machine") or {}).get("cores")
+    return None if cores is None or asked in (None, cores) else f"{asked} thread{'s' if asked > 1 else ''}"
+
+
 def where(row: Row) -> str:
-    """The runtime, what sets artifact, requests, device and images apart, the batch, and whether it was unstable."""
+    """The runtime, what sets artifact, requests, threads, device and images apart, the batch, and whether it was
+    unstable."""
     variant = row.get("variant") if row.get("variant") not in (None, "float32") else None
     device = row["device"] if row["device"] != "cpu" else None
     copies = "no copies" if row.get("host_copies") is False else None
     unstable = "unstable" if row.get("stable") is False else None
-    parts = (row["runtime"], variant, row.get("payload"), device, copies, f"@{row['batch_size']}", unstable)
+    batch = f"@{row['batch_size']}"
+    parts = (row["runtime"], variant, row.get("payload"), threads(row), device, copies, batch, unstable)
     return " ".join(part for part in parts if part)
 
 

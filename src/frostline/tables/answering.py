@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from frostline.tables.cells import Column, grid, plain, value
+from frostline.tables.cells import Column, grid, measured_on, plain, value
 from frostline.tables.text import MIB, Form, Row, paragraphs, tabulated, titled
+from frostline.whole import threads
 
 SCENARIO_NOTE = (
     "single_stream: one image after the other; offline: all at once, in calls of @ images, whose times p50 to p99 are; "
@@ -12,6 +13,8 @@ SCENARIO_NOTE = (
     "the class the trained model gave them. quick: seconds a cell, not valid in MLPerf's sense; unstable: the last "
     "three windows differ by more than 10 %."
 )
+
+MADE_OF = ("frostline", "tensorflow", "keras", "onnxruntime", "onnxruntime-gpu", "openvino", "mlcommons-loadgen")
 
 
 def tables(study: str, infer: list[Row], form: Form) -> list[str]:
@@ -23,14 +26,14 @@ def tables(study: str, infer: list[Row], form: Form) -> list[str]:
     lines: dict[tuple[Any, ...], Row] = {}
     for row in [row for row in timed if row["device"] != idle]:
         skipped = row["outcome"] == "skipped"  # which is told once for all models and scenarios
-        own = (row["model"], row["scenario"], row["profile"], row["batch_size"], row["threads"])
+        own = (row["model"], row["scenario"], row["profile"], row["batch_size"])
         line = {**row, "model": None if skipped else row["model"].removeprefix(f"{study}."), "idle": skipped}
         lines.setdefault((_runtime(row), row["reason"] if skipped else own), line)
     shared: dict[str, list[str]] = {}
     for row in infer:
         if row["figures_of"] and row["freeze"] not in shared.setdefault(row["figures_of"], []):
             shared[row["figures_of"]].append(row["freeze"])
-    notes = [SCENARIO_NOTE]
+    notes = [*_machines(timed), SCENARIO_NOTE]
     notes += [
         f"The graph of {model.removeprefix(f'{study}.')} is also that of {', '.join(names)}."
         for model, names in shared.items()
@@ -48,6 +51,16 @@ def tables(study: str, infer: list[Row], form: Form) -> list[str]:
         titled(f"{study}: how well the artifacts do (test top-1)", form, None),
         _answers(infer, form),
     ]
+
+
+def _machines(timed: list[Row]) -> list[str]:
+    """The machine and the libraries that rows were measured with; which rows they are where there are several."""
+    found: dict[str, list[str]] = {}
+    for row in timed:
+        if row["machine"] and row["outcome"] != "skipped":
+            found.setdefault(measured_on(row["machine"], MADE_OF), []).append(_runtime(row))
+    names = {told: f"{', '.join(dict.fromkeys(rows))}: " if len(found) > 1 else "" for told, rows in found.items()}
+    return [f"{names[told]}{told}." for told in found]
 
 
 def _idle_device(timed: list[Row]) -> str | None:
@@ -83,12 +96,13 @@ def _answers(infer: list[Row], form: Form) -> str:
 
 
 def _runtime(row: Row) -> str:
-    """A runtime with its variant and payload, the server behind it, and the device unless it is the CPU."""
+    """A runtime with its variant and payload, threads unless as many as cores, the server behind it, and the device
+    unless it is the CPU."""
     variant = row["variant"] if row["variant"] not in (None, "float32") else None
     device = row["device"] if row["device"] != "cpu" else None
     copies = "no copies" if row["host_copies"] is False else None
     server = f"({row['server']})" if row["server"] else None
-    return " ".join(filter(None, [row["runtime"], variant, row["payload"], device, copies, server]))
+    return " ".join(filter(None, [row["runtime"], variant, row["payload"], threads(row), device, copies, server]))
 
 
 def _scenario(row: Row) -> str:

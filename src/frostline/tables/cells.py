@@ -66,6 +66,14 @@ def name_of(row: Row) -> str:
     return label(row) + marks(row)
 
 
+def measured_on(machine: Row, libraries: Iterable[str]) -> str:
+    """CPU, cores, GPUs and the versions of some libraries that a record tells of."""
+    versions = machine.get("versions", {})
+    gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or "no GPU"
+    made_of = ", ".join(f"{name} {versions[name]}" for name in libraries if name in versions)
+    return f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}; {made_of}"
+
+
 def frontier(stage: Row) -> str:
     """The layers whose outputs cross the frontier, with the shape of those features of one image."""
     shapes = ["×".join(map(str, shape)) for shape in stage["feature_shapes"]]

@@ -68,7 +68,6 @@ INFER_KEY = (
     "payload",
     "device",
     "host_copies",
-    "threads",
     "scenario",
     "profile",
     "batch_size",
@@ -80,6 +79,7 @@ INFER = (
     "run",
     "run_time",
     *INFER_KEY,
+    "threads",
     "server",
     *FIGURES,
     "warmup_calls",
@@ -106,6 +106,7 @@ INFER = (
     "same_image_noise",
     "valid",
     "log",
+    "machine",
 )
 
 
@@ -201,12 +202,13 @@ def step_cells(records: list[Row], configuration: Configuration) -> list[Row]:
 def infer_rows(records: list[Row]) -> list[Row]:
     """The newest record of every model, runtime, device and batch size, of the training that was measured last.
 
-    `seed` and `trained_test_top1` are those of the run that was published.
+    As many threads as cores are one thing on every machine. `seed` and `trained_test_top1` are those of the run that
+    was published.
     """
     found = [r for r in records if r["kind"] == "infer"]
     last = {r["model"]: (r["run"], r["run_time"]) for r in found}
     trained = {(r["run"], r["time"]): r for r in records if r["kind"] == "train"}
-    newest = {tuple(r.get(key) for key in INFER_KEY): r for r in found}
+    newest = {(whole.threads(r), *(r.get(key) for key in INFER_KEY)): r for r in found}
     shown = ("kind", "study", "freeze", "outcome", "reason", *INFER)
     measured = []
     for r in newest.values():

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from frostline.progress import duration
 from frostline.records import explained
-from frostline.tables.cells import Column, grid, mean, name_of, plain, value
+from frostline.tables.cells import Column, grid, mean, measured_on, name_of, plain, value
 from frostline.tables.text import MIB, Form, Row, paragraphs, tabulated, titled
 
 
@@ -48,13 +48,10 @@ def _speedup(row: Row, yardsticks: dict[str, Row]) -> float | None:
 def _caption(train: list[Row], yardsticks: dict[str, Row], form: Form) -> str:
     done = [row for row in train if row["outcome"] == "ok"]
     machine: Row = next((row["machine"] for row in reversed(train) if row["machine"]), {})
-    versions = machine.get("versions", {})
-    gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or "no GPU"
-    libraries = ", ".join(f"{k} {versions[k]}" for k in ("frostline", "tensorflow", "keras") if k in versions)
     effective = sorted({f"{r['precision']} with XLA {'on' if r['xla'] else 'off'} on {r['device']}" for r in done})
     cached = [row for row in done if row["features_difference"] is not None]
     lines = [
-        f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}; {libraries}; "
+        f"{measured_on(machine, ('frostline', 'tensorflow', 'keras'))}; "
         f"effective: {', '.join(effective) or 'nothing finished'}; "
         f"seeds {', '.join(map(str, sorted({s for r in done for s in r['seeds']}))) or 'none'}. "
         "Mean ± sample deviation (seeds)."
