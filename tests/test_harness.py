@@ -6,16 +6,32 @@ from pathlib import Path
 
 import pytest
 
-from frostline import children, choice, datasets, harness, inference, matrix, plan, records, serving, studies
+from frostline import (
+    children,
+    choice,
+    datasets,
+    exporting,
+    harness,
+    inference,
+    machine,
+    matrix,
+    plan,
+    records,
+    runtimes,
+    serving,
+    studies,
+)
 from frostline.choice import Setting
 from frostline.errors import UserError
 from frostline.harness import Places, base, books, inferring, planning, publishing, settling, training
 from frostline.harness.training import Member
 from frostline.inference.rules import PROFILES
+from frostline.inference.served import Served
 from frostline.plan import Options
 from frostline.runtimes import How
 
 PLAIN = Setting("float32", "off", ())
+FACTS = machine.facts()
 
 
 @pytest.fixture
@@ -1029,26 +1045,36 @@ def test_a_quick_try_is_published_without_int8_unless_it_is_asked_for(places, pl
 
 
 class Runtimes:
-    """Stands in for the children that measure: dies at one model, measures the others."""
+    """Stands in for the children that measure: dies at one model or one of its cells, measures the others."""
 
-    def __init__(self, places, dies_at=None):
-        self.places, self.dies_at, self.jobs = places, dies_at, []
+    def __init__(self, places, dies_at=None, of=children.Died):
+        self.places, self.dies_at, self.of, self.jobs, self.cells = places, dies_at, of, [], []
 
     def __call__(self, job, places, log, on_event, module=None):
         if job.get("action") == "test_images":
             return
         assert module == "frostline.measuring" and job["tests"].keys() >= {m["name"] for m in job["manifests"]}
         self.jobs.append([m["name"] for m in job["manifests"]])
+        self.cells.append([list(cell) for cell in job["cells"]])
+        (self.places.results / "loadgen" / job["logs"]).mkdir(parents=True, exist_ok=not job["cells"])
+        first, shared = job["manifests"][0], [(r["scenario"], r["batch_size"]) for r in job["figures"]]
         for manifest in job["manifests"]:
-            if manifest["name"] == self.dies_at:
-                raise children.Died("killed by the system")
-            subject = inference.Subject(manifest, Path("x"), job["runtime"], How(**job["how"]))
-            for row in inference.unmeasured(subject, job["cells"], PROFILES[job["profile"]], "ok", ""):
-                records.append(self.places.results, row)
+            for copies in runtimes.copies(job["runtime"], job["how"]["device"]):
+                for cell in job["cells"] if manifest is first else dict.fromkeys([*shared, *job["cells"]]):
+                    if self.dies_at in (manifest["name"], (manifest["name"], *cell)):
+                        raise self.of("killed by the system")
+                    subject = inference.Subject(manifest, Path("x"), job["runtime"], How(**job["how"]), copies)
+                    self._keep(job, subject, cell)
+
+    def _keep(self, job, subject, cell):
+        if job["server"]:
+            subject = dataclasses.replace(subject, server=Served(**job["server"]))
+        for row in inference.unmeasured(subject, [cell], PROFILES[job["profile"]], "ok", ""):
+            records.append(self.places.results, {**row, "machine": FACTS})
 
 
-def infer(places, monkeypatch, dies_at=None, **asked):
-    children_ = Runtimes(places, dies_at)
+def infer(places, monkeypatch, dies_at=None, of=children.Died, **asked):
+    children_ = Runtimes(places, dies_at, of)
     monkeypatch.setattr(base, "spawn", children_)
     asked = matrix.Asked(**{"runtimes": ("onnxruntime",), "batch_sizes": (8,)} | asked)
     good = harness.infer_models(None, places, asked)
@@ -1103,17 +1129,18 @@ def test_a_server_is_started_for_one_model_alone_and_then_for_those_that_share_i
     servers, told = [], []
 
     @contextlib.contextmanager
-    def running(exports, models, flags):
+    def running(exports, models, backend, flags, gpu):
+        assert backend == "embedded" and gpu is False  # the rows say cpu
         servers.append((models, [flag.partition("=")[0] for flag in flags]))
         yield serving.Server("127.0.0.1:1", "http://127.0.0.1:2", "embedded", 7)
 
     class Children(Runtimes):
         def __call__(self, job, *args, **kwargs):
             told.append((job.get("server"), job.get("how"), bool(job.get("figures"))))
-            shared = job["manifests"][1:] if job.get("figures") else job.get("manifests")
-            super().__call__({**job, "manifests": shared}, *args, **kwargs)
+            super().__call__(job, *args, **kwargs)
 
     monkeypatch.setattr(serving, "running", running)
+    monkeypatch.setattr(serving, "choose", lambda asked: "embedded")
     monkeypatch.setattr(base, "spawn", Children(places))
     asked = matrix.Asked(runtimes=("tf_serving_rest",), scenarios=("server",), threads=1)
     assert harness.infer_models(None, places, asked)
@@ -1188,6 +1215,48 @@ def test_a_runtime_that_dies_at_one_model_keeps_the_others(places, planned, monk
     assert outcomes == {("tiny.all", 1): "failed", ("tiny.all", 8): "failed", ("tiny.output", 1): "ok",
                         ("tiny.output", 8): "ok"}  # fmt: skip
     assert infer(places, monkeypatch) == (True, [["tiny.all"]])
+
+
+def test_of_a_model_that_dies_in_its_second_cell_the_first_is_kept_and_shared(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
+    for run in planned:
+        publish(places, run, "t")
+    asked = {"profile": "valid"}
+    good, jobs = infer(places, monkeypatch, dies_at=("tiny.all", "offline", 8), **asked)
+    assert (good, jobs) == (False, [["tiny.all", "tiny.output"], ["tiny.output"]])
+    rows = [r for r in records.read(places.results) if r["device"] == "cpu" and r["model"] == "tiny.all"]
+    assert [(r["scenario"], r["outcome"]) for r in rows] == [("single_stream", "ok"), ("offline", "failed")]
+
+
+def test_what_was_finished_before_ctrl_c_is_shared_and_not_measured_again(places, planned, monkeypatch):
+    places.results.mkdir()
+    monkeypatch.setattr(matrix.runtimes, "cuda_devices", lambda: 0)
+    for run in planned:
+        publish(places, run, "t")
+    with pytest.raises(KeyboardInterrupt):
+        infer(places, monkeypatch, ("tiny.all", "offline", 8), KeyboardInterrupt, profile="valid")
+    children_ = Runtimes(places)
+    monkeypatch.setattr(base, "spawn", children_)
+    asked = matrix.Asked(runtimes=("onnxruntime",), batch_sizes=(8,), profile="valid")
+    assert harness.infer_models(None, places, asked)
+    assert children_.cells == [[["offline", 8]]]
+    rows = [(r["model"], r["scenario"]) for r in records.read(places.results) if r["outcome"] == "ok"]
+    assert sorted(rows) == [(m, s) for m in ("tiny.all", "tiny.output") for s in ("offline", "single_stream")]
+
+
+def test_each_measurement_has_loadgens_logs_to_itself(places, planned, monkeypatch):
+    places.results.mkdir()
+    publish(places, planned[0], "t")
+    (way, *_) = matrix.ways(matrix.Asked(runtimes=("onnxruntime",)))
+    one = dataclasses.replace(way, how=dataclasses.replace(way.how, threads=1))
+    (manifest,) = exporting.manifests(places.exports, "onnx")
+    for each in (way, way, one):
+        monkeypatch.setattr(base, "spawn", Runtimes(places))
+        inferring.measure(each, [manifest], way.cells, places, {manifest["name"]: "x"})
+    found = sorted(path.parent.name for path in (places.results / "loadgen").glob("*/*/*/*"))
+    names = [f"onnxruntime-float32-cpu-quick-{threads}-threads" for threads in (machine.cores(), machine.cores(), 1)]
+    assert found == sorted(names)
 
 
 def test_a_log_that_cannot_be_written_is_a_mistake_of_the_user(places, planned):

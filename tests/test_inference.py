@@ -77,9 +77,8 @@ def measure(clock, tmp_path, *, cells=CELLS, given=GIVEN, profile=FAST, runtime=
     host_copies = how.pop("host_copies", True)
     bound = how.pop("latency_bound", None)
     subject = Subject(MANIFEST, Path("unused"), runtime, How(**how), host_copies)
-    return inference.measure(
-        subject, cells, given, tmp_path / "logs", profile=profile, latency_bound=bound, clock=clock
-    )
+    settings = {"profile": profile, "latency_bound": bound, "clock": clock}
+    return list(inference.measure(subject, cells, given, tmp_path / "logs", **settings))
 
 
 def accuracy(clock, given=GIVEN, **changes):
@@ -125,6 +124,16 @@ def test_a_percentile_the_sample_cannot_support_is_null(fake, clock, tmp_path):
     single, offline = measure(clock, tmp_path, profile=short)
     assert single["latency_p90_seconds"] and single["latency_p99_seconds"] is None
     assert offline["count"] == 3 and offline["latency_p50_seconds"] is None
+
+
+def test_the_first_of_two_long_cells_is_there_before_the_second_is_measured(fake, clock, tmp_path):
+    sizes = []
+    fake(lambda images: sizes.append(len(images)) or right(images))
+    long = replace(FAST, name="valid", most=1, windows=1, seconds_at_most=None)
+    found = inference.measure(Subject(MANIFEST, Path("x"), "fake"), CELLS, GIVEN, tmp_path, profile=long, clock=clock)
+    assert next(found)["outcome"] == "ok"
+    batches = sizes.count(8)
+    assert next(found)["scenario"] == "offline" and sizes.count(8) > batches == 1 + inference.WARMUP_CALLS
 
 
 def test_images_are_sent_in_another_order_again_and_again(fake, clock, tmp_path):
@@ -288,7 +297,7 @@ def test_an_exception_while_loadgen_runs_ends_the_cell_and_leaves_the_others(fak
 
 def test_an_artifact_that_cannot_be_loaded_fails_every_cell(tmp_path, clock):
     subject = Subject(MANIFEST, tmp_path, "onnxruntime")
-    records = inference.measure(subject, CELLS, GIVEN, tmp_path, clock=clock)
+    records = list(inference.measure(subject, CELLS, GIVEN, tmp_path, clock=clock))
     assert [r["outcome"] for r in records] == ["failed", "failed"]
     assert "model.onnx" in records[0]["reason"]
 
@@ -742,7 +751,7 @@ def test_files_are_sent_as_they_are_and_their_answers_held_to_looser_bounds(fake
     manifest = MANIFEST | {"trained": {"precision": "float32"}}
     for payload, outcome in (("jpeg", "ok"), (None, "failed")):
         subject = Subject(manifest, Path("unused"), "fake", How(payload=payload))
-        records = inference.measure(subject, CELLS, files, tmp_path, profile=FAST, clock=clock)
+        records = list(inference.measure(subject, CELLS, files, tmp_path, profile=FAST, clock=clock))
         assert {r["outcome"] for r in records} == {outcome}
 
 

@@ -13,6 +13,9 @@ def _no_gpu(monkeypatch):
     monkeypatch.setattr(runtimes, "cuda_devices", lambda: 0)
 
 
+FACTS = machine.facts()
+
+
 def ways(**asked):
     return matrix.ways(Asked(**asked))
 
@@ -59,7 +62,7 @@ def told(way, **more):
     """A record of each cell of a way."""
     how = {"variant": way.how.variant, "payload": way.how.payload, "device": way.how.device, "threads": machine.cores()}
     common = {"kind": "infer", "run": "r", "run_time": "t", "runtime": way.runtime, "profile": way.profile}
-    common |= {"outcome": "ok", "reason": None, "host_copies": True, **how}
+    common |= {"outcome": "ok", "reason": None, "host_copies": True, "server": way.server, "machine": FACTS, **how}
     return [{**common, "scenario": scenario, "batch_size": size, **more} for scenario, size in way.cells]
 
 
@@ -70,6 +73,44 @@ def test_a_rate_under_another_bound_is_another_measurement():
     assert matrix.missing(one, manifest, records) == []
     assert matrix.missing(tighter, manifest, records) == matrix.missing(own, manifest, records) == [("server", 1)]
     assert matrix.missing(one, manifest, told(one)) == [("server", 1)] and not matrix.missing(own, manifest, told(own))
+
+
+def test_another_cpu_library_or_server_is_measured_again():
+    manifest = {"run": "r", "run_time": "t"}
+    onnx, grpc = (ways(runtimes=(name,))[0] for name in ("onnxruntime", "tf_serving_grpc"))
+    assert matrix.missing(onnx, manifest, told(onnx)) == matrix.missing(grpc, manifest, told(grpc)) == []
+    older = {**FACTS, "versions": FACTS["versions"] | {"onnxruntime": "0.1", "onnxruntime-gpu": "0.1"}}
+    for facts in (FACTS | {"cpu": "another"}, older, None):
+        assert matrix.missing(onnx, manifest, told(onnx, machine=facts)) == list(onnx.cells)
+    assert matrix.missing(grpc, manifest, told(grpc, machine=older)) == []  # which is not made of it
+    assert matrix.missing(grpc, manifest, told(grpc, server="binary")) == list(grpc.cells)
+    newer = told(onnx, machine=older) + told(onnx)
+    assert matrix.missing(onnx, manifest, newer) == [] and matrix.figures(onnx, manifest, newer) == told(onnx)
+
+
+def test_what_cannot_be_measured_here_stays_as_another_machine_measured_it(monkeypatch):
+    (way,) = (way for way in ways(runtimes=("saved_model",)) if way.reason == "no CUDA device")
+    there = {"machine": FACTS | {"cpu": "another"}}
+    both = told(way, **there) + told(way, host_copies=False, **there)
+    assert matrix.missing(way, {"run": "r", "run_time": "t"}, both) == []
+
+
+def test_what_is_not_installed_is_skipped_before_a_process_is_started(monkeypatch):
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    (way,) = ways(runtimes=("openvino",))[:1]
+    assert way.reason == "openvino is not installed; it comes with the openvino extra"
+
+
+def test_a_runtime_that_costs_nothing_is_not_measured_for_ten_minutes():
+    quick, valid = (ways(runtimes=("null",), profile=profile)[0] for profile in ("quick", "valid"))
+    assert quick.reason is None and valid.reason.startswith("measured in quick alone: ")
+
+
+def test_a_cell_without_one_of_its_two_records_is_measured_again(monkeypatch):
+    monkeypatch.setattr(runtimes, "cuda_devices", lambda: 1)
+    (way,) = (way for way in ways(runtimes=("saved_model",)) if way.how.device == "gpu")
+    held = told(way, host_copies=False)
+    assert matrix.missing(way, {"run": "r", "run_time": "t"}, told(way) + held[:1]) == list(way.cells[1:])
 
 
 def test_what_failed_with_or_without_copies_is_measured_again(monkeypatch):

@@ -1,11 +1,17 @@
 """The child that measures: which images it is given, and what it keeps."""
 
+import contextlib
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from frostline import datasets, measuring, plan, records
+from frostline import datasets, inference, measuring, plan, records
+from frostline.inference import Subject
+from frostline.inference.served import Served
+from frostline.runtimes import How
 from frostline.studies import Data
 
 MANIFEST = {"name": "toy.all", "run": "r", "kind": "onnx", "version": 1, "trained": {"test_top1": 0.5}}
@@ -51,6 +57,67 @@ def test_damaged_predictions_are_held_against_nothing(job, tmp_path, left):
     whole = path.read_bytes()
     path.write_bytes(whole[: left if left in (0, 100) else len(whole) // 2])
     assert measuring._given(MANIFEST, job).stored is None
+
+
+def measured(job, tmp_path, monkeypatch, rows, **more):
+    """What `work` keeps where a runtime gives these rows, the last of which may be an exception."""
+
+    def measure(subject, cells, given, logs, **settings):
+        for row in rows:
+            if isinstance(row, BaseException):
+                raise row
+            yield {"kind": "infer", "outcome": "ok", "host_copies": subject.host_copies, **row}
+
+    monkeypatch.setattr(inference, "measure", measure)
+    monkeypatch.setattr(inference, "accuracy", lambda subject, given: {"model": subject.manifest["name"]})
+    monkeypatch.setattr(inference, "share", lambda row, own: row | own)
+    known = {"exports": "x", "runtime": "onnxruntime", "server": None, "figures": [], "manifests": [MANIFEST]}
+    known |= {"cells": [["single_stream", 1]], "profile": "quick", "brief": False, "latency_bound": None, "logs": "l"}
+    how = {"how": plan.plain(How(device=more.pop("device", "cpu")))}
+    with contextlib.suppress(MemoryError):
+        measuring.work(job | known | how | more, lambda *told, **facts: None)
+    return [r for r in records.read(tmp_path) if r["kind"] == "infer"]
+
+
+def test_a_finished_cell_is_kept_whatever_befalls_the_next(job, tmp_path, monkeypatch):
+    kept = measured(job, tmp_path, monkeypatch, [{"batch_size": 1}, {"batch_size": 32}, MemoryError()])
+    assert [(r["batch_size"], r["log"]) for r in kept] == [(1, "loadgen/l"), (32, "loadgen/l")]
+    assert kept[0]["machine"]["cores"]
+
+
+def test_on_a_gpu_each_cell_is_measured_with_host_copies_and_without(job, tmp_path, monkeypatch):
+    kept = measured(job, tmp_path, monkeypatch, [{"batch_size": 1}], device="gpu")
+    assert [r["host_copies"] for r in kept] == [True, False]
+
+
+def test_models_share_what_was_measured_now_and_before(job, tmp_path, monkeypatch):
+    both = {"manifests": [MANIFEST, MANIFEST | {"name": "toy.head"}]}
+    both |= {
+        "tests": job["tests"] | {"toy.head": job["tests"]["toy.all"]},
+        "figures": [{"kind": "infer", "outcome": "ok", "batch_size": 1}],
+    }
+    own = {"batch_size": 32, "model": "toy.all"}
+    rows = [(r["model"], r["batch_size"]) for r in measured(job, tmp_path, monkeypatch, [own], **both)]
+    assert rows == [("toy.all", 32), ("toy.head", 1), ("toy.head", 32)]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "threads", "server", "pools"),
+    [
+        ("saved_model", 1, None, [1, 1]),
+        ("keras_predict", 2, None, [2, 2]),
+        ("saved_model", 0, None, []),
+        ("onnxruntime", 1, None, []),
+        ("tf_serving_grpc", 1, Served("embedded", "http://x", None), []),
+    ],
+)
+def test_tensorflow_gets_its_threads_before_it_starts(runtime, threads, server, pools, monkeypatch):
+    taken = []
+    setters = {f"set_{pool}_op_parallelism_threads": taken.append for pool in ("intra", "inter")}
+    stub = SimpleNamespace(config=SimpleNamespace(threading=SimpleNamespace(**setters)))
+    monkeypatch.setitem(sys.modules, "tensorflow", stub)
+    measuring._set_threads(Subject(MANIFEST, Path("x"), runtime, How(threads=threads), server=server))
+    assert taken == pools
 
 
 def test_the_images_of_some_data_are_left_in_files(tmp_path):

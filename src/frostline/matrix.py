@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from frostline import machine, runtimes
+from frostline import machine, runtimes, serving
 from frostline.errors import UserError, lookup
 from frostline.inference.rules import PROFILES
 from frostline.runtimes import How
@@ -44,7 +44,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Way:
-    """A runtime as it is to be run, and the cells that are measured on it."""
+    """A runtime as it is to be run, and the cells that are measured on it.
+
+    `server` is the backend that would answer, None where nothing is sent; `facts` are those of this machine. Records
+    that were made with another server or on another machine are made again.
+    """
 
     runtime: str
     how: How
@@ -53,6 +57,8 @@ class Way:
     reason: str | None
     latency_bound: float | None = None
     brief: bool = False
+    server: str | None = None
+    facts: Row = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -69,17 +75,30 @@ def of_a_study(quick: bool) -> Asked:
 def ways(asked: Asked) -> list[Way]:
     """Every runtime, device and variant that is asked for; with the reason where it cannot be measured here."""
     found = []
-    for name in asked.runtimes or runtimes.RUNTIMES:
+    facts = machine.facts()
+    names = asked.runtimes or tuple(runtimes.RUNTIMES)
+    backend = serving.choose("auto") if any(runtimes.RUNTIMES[name].scheme for name in names) else None
+    for name in names:
         runtime = runtimes.RUNTIMES[name]
         cells = tuple(_cells(asked, runtime))
+        server = backend if runtime.scheme else None
         for device in runtime.devices if cells else ():
-            missing = "no CUDA device" if device == "gpu" and not runtimes.cuda_devices() else None
+            reason = _unmeasurable(asked, name, device)
             for variant, payload in itertools.product(runtime.variants[device], runtime.payloads):
                 how = How(device, variant, asked.threads, payload)
-                found.append(Way(name, how, asked.profile, cells, missing, asked.latency_bound, asked.brief))
+                way = Way(name, how, asked.profile, cells, reason, asked.latency_bound, asked.brief, server, facts)
+                found.append(way)
     if not found:
         raise UserError("--scenario server is for a runtime that asks a server: tf_serving_grpc, tf_serving_rest")
     return found
+
+
+def _unmeasurable(asked: Asked, runtime: str, device: str) -> str | None:
+    if device == "gpu":  # whether a library sees it, the child finds out: here none is imported
+        return None if runtimes.cuda_devices() else "no CUDA device"
+    if not runtimes.RUNTIMES[runtime].answers and asked.profile == "valid":  # 100 GB of LoadGen's memory
+        return "measured in quick alone: ten minutes of it are hundreds of millions of queries"
+    return runtimes.unavailable(runtime, device)
 
 
 def _cells(asked: Asked, runtime: runtimes.Runtime) -> Iterator[Cell]:
@@ -103,21 +122,44 @@ def key(record: Row) -> tuple[Any, ...]:
 
 def missing(way: Way, manifest: Row, told: Sequence[Row]) -> list[Cell]:
     """The cells that no record of this training holds: the newest one decides, and so does a reason to skip."""
+    return [cell for cell in way.cells if not _kept(way, manifest, cell, told)]
+
+
+def figures(way: Way, manifest: Row, told: Sequence[Row]) -> list[Row]:
+    """The records of the cells that are not missing, which models with an equal graph share; no shared ones."""
+    kept = [_kept(way, manifest, cell, told) for cell in way.cells]
+    return [record for of_cell in kept for record in of_cell if not record.get("figures_of")]
+
+
+def _kept(way: Way, manifest: Row, cell: Cell, told: Sequence[Row]) -> list[Row]:
+    """The newest records of a cell, with host copies and without; empty where one of them has to be made again."""
+    how, threads = way.how, way.how.threads or machine.cores()
+    own = (way.runtime, how.variant, how.payload, how.device, threads, cell[0], way.profile, cell[1])
     training = (manifest["run"], manifest["run_time"])
-    newest = {(key(r), r.get("host_copies")): r for r in told
-              if r["kind"] == "infer" and (r["run"], r["run_time"]) == training}  # fmt: skip
+    newest = {r.get("host_copies"): r for r in told
+              if r["kind"] == "infer" and (r["run"], r["run_time"]) == training and key(r) == own}  # fmt: skip
     idle = ("skipped", way.reason or refused(way, manifest))
-    again = {k for (k, _), r in newest.items() if not _stays(way, r, idle)}
-    done = {k for k, _ in newest} - again
-    threads = way.how.threads or machine.cores()
-    stem = (way.runtime, way.how.variant, way.how.payload, way.how.device, threads)
-    return [cell for cell in way.cells if (*stem, cell[0], way.profile, cell[1]) not in done]
+    if any((r["outcome"], r["reason"]) == idle for r in newest.values()):
+        return list(newest.values())
+    whole = set(runtimes.copies(way.runtime, how.device)) <= newest.keys()
+    return list(newest.values()) if whole and all(_stays(way, r) for r in newest.values()) else []
 
 
-def _stays(way: Way, record: Row, idle: tuple[str, str | None]) -> bool:
-    """Whether a record need not be made again: one of a rate, where that kept to the bound that is asked for."""
+def _stays(way: Way, record: Row) -> bool:
+    """Whether a record need not be made again: it was made as it would be now, of a rate with the bound asked for.
+
+    Where nothing can be measured now, one of another machine is better than none.
+    """
     as_bound = record["scenario"] != "server" or record.get("latency_bound_asked_seconds") == way.latency_bound
-    return (record["outcome"] == "ok" and as_bound) or (record["outcome"], record["reason"]) == idle
+    same = _setting(way, record.get("machine") or {}, record.get("server")) == _setting(way, way.facts, way.server)
+    return record["outcome"] == "ok" and as_bound and (same or way.reason is not None)
+
+
+def _setting(way: Way, facts: Row, server: str | None) -> tuple[Any, ...]:
+    """What of a machine and a server figures depend on: the CPU, the GPUs, versions of what the runtime is made of."""
+    gpus = [gpu["name"] for gpu in facts.get("gpus", ())] if way.how.device == "gpu" else []
+    versions = [facts.get("versions", {}).get(name) for name in runtimes.RUNTIMES[way.runtime].packages]
+    return facts.get("cpu"), gpus, versions, server
 
 
 def tried(way: Way, manifest: Row) -> bool:

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-from frostline import children, datasets, inference, machine, plan, records
+from frostline import children, datasets, inference, machine, plan, records, runtimes
 from frostline.errors import UserError
 from frostline.inference import Given, Subject, rules
 from frostline.inference.served import Served
@@ -23,9 +25,10 @@ VALIDATION_IMAGES = 1024  # on which each artifact is judged, at most
 
 
 def work(job: Job, emit: Any) -> None:
-    """Measure the first model, then how well those do that share its graph; each cell becomes a record.
+    """Measure the first model, then how well those do that share its graph; each cell becomes a record when it is done.
 
-    Or leave the images of some data in files, for children that are to load nothing else.
+    `figures` are records of the first model that the others share too. Or leave the images of some data in files, for
+    children that are to load nothing else.
     """
     try:
         if job.get("action") == "test_images":
@@ -34,13 +37,14 @@ def work(job: Job, emit: Any) -> None:
             return
         first, *others = job["manifests"]
         rows = job["figures"]
-        if not rows:
-            rows = _measure(_subject(job, first), job)
-            _keep(job, rows)
+        for row in _measure(_subject(job, first), job) if job["cells"] else ():
+            _keep(job, row)
+            rows.append(row)
         for manifest in others if any(row["outcome"] == "ok" for row in rows) else []:
             emit("scoring", model=manifest["name"])
             own = inference.accuracy(_subject(job, manifest), _given(manifest, job))
-            _keep(job, [inference.share(row, own) for row in rows])
+            for row in rows:
+                _keep(job, inference.share(row, own))
     except UserError as error:
         emit("user_error", message=str(error))
 
@@ -64,8 +68,8 @@ def _subject(job: Job, manifest: Job) -> Subject:
     return Subject(manifest, folder, job["runtime"], plan.restore(How, job["how"]), server=server)
 
 
-def _measure(subject: Subject, job: Job) -> list[Job]:
-    """All cells of one artifact; on a GPU again on images that lie there already."""
+def _measure(subject: Subject, job: Job) -> Iterator[Job]:
+    """The cells of one artifact; on a GPU again on images that lie there already."""
     _set_threads(subject)
     given = _given(subject.manifest, job)
     logs = Path(job["results"]) / "loadgen" / job["logs"]
@@ -73,12 +77,11 @@ def _measure(subject: Subject, job: Job) -> list[Job]:
     profile = rules.brief(profile) if job["brief"] else profile
     settings: Job = {"profile": profile, "latency_bound": job["latency_bound"]}
     cells = [tuple(cell) for cell in job["cells"]]
-    rows = inference.measure(subject, cells, given, logs, **settings)
-    if subject.how.device == "gpu" and subject.entry.hold:
-        held = Subject(subject.manifest, subject.folder, subject.runtime, subject.how, host_copies=False)
-        rows += inference.measure(held, cells, given, logs / "no-copies", **settings)
     log = logs.relative_to(job["results"]).as_posix()
-    return [row | {"log": log if row["outcome"] == "ok" else None} for row in rows]
+    for copies in runtimes.copies(subject.runtime, subject.how.device):
+        place = logs if copies else logs / "no-copies"
+        for row in inference.measure(replace(subject, host_copies=copies), cells, given, place, **settings):
+            yield row | {"log": log if row["outcome"] == "ok" else None}
 
 
 def _set_threads(subject: Subject) -> None:
@@ -131,9 +134,8 @@ def _stored(manifest: Job, labels: np.ndarray, results: Path) -> dict[str, np.nd
     return stored if of_it else None
 
 
-def _keep(job: Job, rows: list[Job]) -> None:
-    for row in rows:
-        records.append(Path(job["results"]), {**row, "time": records.now(), "machine": machine.facts()})
+def _keep(job: Job, row: Job) -> None:
+    records.append(Path(job["results"]), {**row, "time": records.now(), "machine": machine.facts()})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from frostline import children, exporting, inference, matrix, plan, records, runtimes, serving
+from frostline import children, exporting, inference, machine, matrix, plan, records, runtimes, serving
 from frostline.harness import base
 from frostline.harness.base import Event, Places
 from frostline.inference import rules, served
@@ -33,9 +33,10 @@ def infer_models(models: set[str] | None, places: Places, asked: matrix.Asked, *
                 progress.show(f"measuring {way.label}")
             for manifest in todo:
                 if reason := way.reason or matrix.refused(way, manifest):
-                    _record_unmeasured([manifest], way, wanted, "skipped", reason, places)
+                    cells = [(cell, True) for cell in wanted[manifest["name"]]]
+                    _record_unmeasured(manifest, way, cells, "skipped", reason, places)
             for group in matrix.groups(m for m in todo if not (way.reason or matrix.refused(way, m))):
-                failures += _infer(way, group, wanted, places, tests)
+                failures += _infer(way, group, wanted, told, places, tests)
             progress.show(f"measured {way.label}", advance=1)
     return not failures
 
@@ -77,23 +78,31 @@ def _infer(
     way: matrix.Way,
     group: list[Event],
     wanted: dict[str, list[matrix.Cell]],
+    told: list[Event],
     places: Places,
     tests: TestImages,
 ) -> int:
     """Measure models with equal graphs in one way: all cells of the first, which the others share; the failed ones.
 
-    When the child dies, the model at which it did has failed, and what is left is measured in another.
+    What `told` holds of the first is shared too. When the child dies, what is unfinished of the model at which it did
+    has failed, and the models that are left are measured in another.
     """
     before = len(records.read(places.results))
     cells = [cell for cell in way.cells if any(cell in wanted[m["name"]] for m in group)]
     while group:
-        told = len(records.read(places.results))
+        start = len(records.read(places.results))
+        figures = [r for r in matrix.figures(way, group[0], told) if (r["scenario"], r["batch_size"]) in cells]
+        todo = list(dict.fromkeys(cell for cell, _ in _unfinished(way, group[0], cells, figures)))
+        reason = None
         try:
-            measure(way, group, cells, places, tests.of(group))
+            measure(way, group, todo, places, tests.of(group), figures)
         except children.Died as error:
-            dead = _unrecorded(group, places, told)[:1]
-            _record_unmeasured(dead, way, {m["name"]: cells for m in dead}, "failed", str(error), places)
-        group = _unrecorded(group, places, told)
+            reason = str(error)
+        found = figures + records.read(places.results)[start:]
+        left = [m for m in group if _unfinished(way, m, cells, found)]
+        if reason and left:
+            _record_unmeasured(left[0], way, _unfinished(way, left[0], cells, found), "failed", reason, places)
+        group = left[1:] if reason else [m for m in left if m is not group[0]]
     return sum(r["outcome"] == "failed" for r in records.read(places.results)[before:])
 
 
@@ -103,9 +112,10 @@ def measure(
     cells: Sequence[matrix.Cell],
     places: Places,
     tests: Mapping[str, str],
+    figures: Sequence[Event] = (),
 ) -> None:
     """One child that measures the first of some models, and how well the others do; `tests` are files of images by
-    model. Raises Died."""
+    model, `figures` records of the first that the others share too. Raises Died."""
     name = "-".join(filter(None, [way.runtime, way.how.variant, way.how.payload, way.how.device, way.profile]))
     job = {
         "manifests": group,
@@ -116,8 +126,8 @@ def measure(
         "profile": way.profile,
         "brief": way.brief,
         "latency_bound": way.latency_bound,
-        "logs": f"{group[0]['name']}/{group[0]['version']}/{name}",
-        "figures": None,
+        "logs": _free(places, f"{group[0]['name']}/{group[0]['version']}/{name}", way.how.threads),
+        "figures": list(figures),
         "server": None,
     }
 
@@ -131,10 +141,17 @@ def measure(
     before = len(records.read(places.results))
     with _served(group[:1], scheme, way, places) as server:  # alone, so that its memory is that of one model
         start({**job, **server, "manifests": group[:1]})
-    figures = records.read(places.results)[before:]
+    figures = [*figures, *records.read(places.results)[before:]]
     if group[1:]:
         with _served(group[1:], scheme, way, places) as server:
-            start({**job, **server, "figures": figures})
+            start({**job, **server, "cells": [], "figures": figures})
+
+
+def _free(places: Places, name: str, threads: int) -> str:
+    """A folder for LoadGen's logs that no measurement has yet, so that each record's logs stay its own."""
+    stem = f"{name}-{threads or machine.cores()}-threads"
+    taken = [int(path.name) for path in (places.results / "loadgen" / stem).glob("[0-9]*")]
+    return f"{stem}/{max(taken, default=0) + 1}"
 
 
 @contextlib.contextmanager
@@ -147,7 +164,8 @@ def _served(manifests: list[Event], scheme: str, way: matrix.Way, places: Places
         if way.how.threads:
             flags += [f"--tensorflow_{pool}_op_parallelism={way.how.threads}" for pool in ("intra", "inter")]
         started = time.monotonic()
-        with serving.running(places.exports, [m["name"] for m in manifests], flags=flags) as server:
+        names, gpu = [m["name"] for m in manifests], way.how.device == "gpu"
+        with serving.running(places.exports, names, backend=way.server or "auto", flags=flags, gpu=gpu) as server:
             url = f"grpc://{server.grpc}" if scheme == "grpc" else server.rest
             process = server.pid if server.backend != "docker" else None
             own_seconds = time.monotonic() - started if len(manifests) == 1 else None
@@ -155,20 +173,26 @@ def _served(manifests: list[Event], scheme: str, way: matrix.Way, places: Places
             yield {"how": plan.plain(dataclasses.replace(way.how, url=url)), "server": plan.plain(about)}
 
 
-def _unrecorded(group: list[Event], places: Places, before: int) -> list[Event]:
-    told = {(r["run"], r["run_time"]) for r in records.read(places.results)[before:]}
-    return [m for m in group if (m["run"], m["run_time"]) not in told]
+def _unfinished(
+    way: matrix.Way, manifest: Event, cells: Sequence[matrix.Cell], found: list[Event]
+) -> list[tuple[matrix.Cell, bool]]:
+    """Cells of a model, each with host copies and without, of which some records hold none."""
+    of_it = [r for r in found if (r["run"], r["run_time"]) == (manifest["run"], manifest["run_time"])]
+    done = {((r["scenario"], r["batch_size"]), r["host_copies"]) for r in of_it}
+    both = runtimes.copies(way.runtime, way.how.device)
+    return [(cell, copies) for copies in both for cell in cells if (cell, copies) not in done]
 
 
 def _record_unmeasured(
-    manifests: list[Event],
+    manifest: Event,
     way: matrix.Way,
-    cells: dict[str, list[matrix.Cell]],
+    cells: Sequence[tuple[matrix.Cell, bool]],
     outcome: str,
     reason: str,
     places: Places,
 ) -> None:
-    for manifest in manifests:
-        subject = inference.Subject(manifest, places.exports, way.runtime, way.how)
-        for row in inference.unmeasured(subject, cells[manifest["name"]], rules.PROFILES[way.profile], outcome, reason):
-            records.append(places.results, {**row, "time": records.now()})
+    """Records of cells, with host copies or without, that could not be measured."""
+    for cell, copies in cells:
+        subject = inference.Subject(manifest, places.exports, way.runtime, way.how, copies)
+        for row in inference.unmeasured(subject, [cell], rules.PROFILES[way.profile], outcome, reason):
+            records.append(places.results, {**row, "time": records.now(), "machine": way.facts})

@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -154,33 +154,30 @@ def measure(
     profile: Profile = PROFILES["quick"],
     latency_bound: float | None = None,
     clock: Clock = time.perf_counter,
-) -> list[Row]:
+) -> Iterator[Row]:
     """One record per scenario and batch size, measured in turns by LoadGen, whose logs are left below `logs`.
 
+    Cells of a profile with one window are measured one after the other, each yielded before the next begins.
     `first_answer_seconds` is the first image after loading. Without `host_copies` images lie on the device before the
     clock starts, and answers stay there. A device that is missing makes records `skipped`; an exception, or an answer
     that differs from the accuracy pass, makes a record `failed`, and the other cells go on.
     """
     found = [Cell(*cell) for cell in cells]
-    blanks = [_blank(subject, cell.scenario, cell.batch_size, profile) for cell in found]
     opened, trouble = _try(_open, subject, given, clock)
     if not opened:
-        return [blank | trouble for blank in blanks]
+        yield from (_blank(subject, cell.scenario, cell.batch_size, profile) | trouble for cell in found)
+        return
     bench = Bench(subject, opened, given, logs, profile, latency_bound, clock)
     for cell in found:
         _, cell.trouble = _try(bench.warm_up, cell)
     peak = _peak_memory(subject, given)  # before LoadGen makes its queries ready, which are many in ten minutes
-    for number in range(profile.most):
-        for cell in found:
-            if not cell.trouble and not _enough(cell, number, profile):
-                _, cell.trouble = _try(bench.window, cell)
-    for cell in found:
-        if not cell.trouble and bench.audits(cell):
-            _, cell.trouble = _try(bench.audit, cell)
-    peak = _peak_memory(subject, given) if subject.server else peak  # it has grown with the requests in flight
-    facts = opened.facts | {"peak_memory_bytes": peak, "device_peak_memory_bytes": _device_memory(subject)}
-    found_rows = (cell.trouble or _figures(cell, profile) for cell in found)
-    return [blank | facts | row for blank, row in zip(blanks, found_rows, strict=True)]
+    for turns in [found] if profile.most > 1 else [[cell] for cell in found]:
+        bench.measure(turns)
+        peak = _peak_memory(subject, given) if subject.server else peak  # it has grown with the requests in flight
+        facts = opened.facts | {"peak_memory_bytes": peak, "device_peak_memory_bytes": _device_memory(subject)}
+        for cell in turns:
+            row = cell.trouble or _figures(cell, profile)
+            yield _blank(subject, cell.scenario, cell.batch_size, profile) | facts | row
 
 
 def _peak_memory(subject: Subject, given: Given) -> int | None:
@@ -354,6 +351,16 @@ class Bench:
     profile: Profile
     latency_bound: float | None
     clock: Clock
+
+    def measure(self, cells: Sequence[Cell]) -> None:
+        """Measure cells in turns until each has windows enough, then look at what one image again and again costs."""
+        for number in range(self.profile.most):
+            for cell in cells:
+                if not cell.trouble and not _enough(cell, number, self.profile):
+                    _, cell.trouble = _try(self.window, cell)
+        for cell in cells:
+            if not cell.trouble and self.audits(cell):
+                _, cell.trouble = _try(self.audit, cell)
 
     def window(self, cell: Cell) -> None:
         """Add one window to a cell. Raises WrongAnswer."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Predict = Callable[[Any], "np.ndarray"]  # of pixels, uint8 [N,H,W,3], or of a list of encoded images
 BOTH = ("cpu", "gpu")
+KERAS = ("tensorflow", "keras")
 Hold = Callable[["np.ndarray"], tuple[Callable[[], None], Callable[[], "np.ndarray"]]]
 
 
@@ -44,11 +45,12 @@ class How:
 class Runtime:
     """How one kind of artifact is executed; `open` and `hold` take version folder, manifest and How.
 
-    `library` is the module that it cannot do without, `extra` what brings it (None: the extra of the device).
-    `variants` are those of the artifact that it runs, by device. `hold` gives a function that puts images on the device
-    and returns two: one runs on them there and leaves the answer, the other reads it. None where the runtime always
-    copies. What answers without looking at the images has `answers` False: its answers are held to nothing. What asks a
-    server has the `scheme` of its address, and the `payloads` that it can send.
+    `library` is the module that it cannot do without, `extra` what brings it (None: the extra of the device),
+    `packages` which of `machine.LIBRARIES` its figures depend on. `variants` are those of the artifact that it runs, by
+    device. `hold` gives a function that puts images on the device and returns two: one runs on them there and leaves
+    the answer, the other reads it. None where the runtime always copies. What answers without looking at the images
+    has `answers` False: its answers are held to nothing. What asks a server has the `scheme` of its address, and the
+    `payloads` that it can send.
     """
 
     summary: str
@@ -62,12 +64,21 @@ class Runtime:
     answers: bool = True
     scheme: str | None = None
     payloads: tuple[str | None, ...] = (None,)
+    packages: tuple[str, ...] = ("tensorflow",)
 
 
 RUNTIMES = {
-    "keras_predict": Runtime("Keras file: model.predict, without XLA", "keras", "keras", BOTH, keras_predict.open),
+    "keras_predict": Runtime(
+        "Keras file: model.predict, without XLA", "keras", "keras", BOTH, keras_predict.open, packages=KERAS
+    ),
     "tf_function": Runtime(
-        "Keras file: one traced function, without XLA", "keras", "keras", BOTH, tf_function.open, tf_function.hold
+        "Keras file: one traced function, without XLA",
+        "keras",
+        "keras",
+        BOTH,
+        tf_function.open,
+        tf_function.hold,
+        packages=KERAS,
     ),
     "tf_function_xla": Runtime(
         "Keras file: one function compiled by XLA for each batch size",
@@ -76,6 +87,7 @@ RUNTIMES = {
         BOTH,
         partial(tf_function.open, xla=True),
         partial(tf_function.hold, xla=True),
+        packages=KERAS,
     ),
     "saved_model": Runtime(
         "SavedModel: its serving signature", "saved_model", "tensorflow", BOTH, saved_model.open, saved_model.hold
@@ -88,6 +100,7 @@ RUNTIMES = {
         onnxruntime.open,
         onnxruntime.hold,
         variants={"cpu": ("float32", "int8"), "gpu": ("float32", "float16", "int8")},
+        packages=("onnxruntime", "onnxruntime-gpu"),
     ),
     "openvino": Runtime(
         "ONNX file: OpenVINO, float32 and int8",
@@ -97,6 +110,7 @@ RUNTIMES = {
         openvino.open,
         extra="openvino",
         variants={"cpu": ("float32", "int8")},
+        packages=("openvino",),
     ),
     "tf_serving_grpc": Runtime(
         "SavedModel: TensorFlow Serving, or the embedded server, over gRPC",
@@ -116,7 +130,15 @@ RUNTIMES = {
         scheme="http",
         payloads=("pixels", "jpeg"),
     ),
-    "null": Runtime("nothing at all: what measuring itself costs", "onnx", "numpy", ("cpu",), null.open, answers=False),
+    "null": Runtime(
+        "nothing at all: what measuring itself costs",
+        "onnx",
+        "numpy",
+        ("cpu",),
+        null.open,
+        answers=False,
+        packages=("mlcommons-loadgen",),
+    ),
 }
 
 
@@ -126,6 +148,11 @@ def ready(name: str, device: str) -> Runtime:
         raise Unavailable(reason)
     importlib.import_module(RUNTIMES[name].library)
     return RUNTIMES[name]
+
+
+def copies(name: str, device: str) -> tuple[bool, ...]:
+    """With host copies, and on a GPU without them too where the runtime takes images that lie there."""
+    return (True, False) if device == "gpu" and RUNTIMES[name].hold else (True,)
 
 
 def unavailable(name: str, device: str) -> str | None:
