@@ -4,6 +4,7 @@ runs it, the pass of the frozen part, and an epoch of the rest on features."""
 import time
 from dataclasses import asdict
 
+import keras
 import numpy as np
 import pytest
 
@@ -52,7 +53,8 @@ def bench_training_step(benchmark, freeze, precision):
     training.compile_model(found.model, freeze.stages[0], xla=False)
     batch = (IMAGES[:BATCH], LABELS[:BATCH])
     told = {"trainable_params": mask.trainable_params, "batch_size": BATCH, **device.effective(found.model)}
-    loss, _ = measure(benchmark, found.model.train_on_batch, batch, rounds=ROUNDS, **told)
+    loss, top1 = measure(benchmark, found.model.train_on_batch, batch, rounds=ROUNDS, **told)
+    benchmark.extra_info["train_top1"] = float(top1)  # of the batch, after all rounds
     assert np.isfinite(loss)
 
 
@@ -61,8 +63,13 @@ def bench_training_step(benchmark, freeze, precision):
 def bench_prefix_pass(benchmark, freeze, precision):
     cut, _, run = halves(freeze, precision)
     told = {"images": len(IMAGES), "boundary": list(cut.boundary), "precision": precision, "xla": False}
-    features = measure(benchmark, run, (IMAGES,), rounds=10, **told)
+    features = measure(benchmark, run, (IMAGES,), rounds=timing.samples_needed(0.50), **told)
     assert [len(array) for array in features] == [len(IMAGES)] * len(cut.boundary)
+    exact, _, _ = halves(freeze, "float32")
+    right = keras.tree.flatten(exact.prefix.predict(IMAGES, verbose=0))
+    off = [np.abs(found.astype("float32") - true).max() / np.abs(true).max()
+           for found, true in zip(features, right, strict=True)]  # fmt: skip
+    benchmark.extra_info["largest_difference"] = float(max(off))  # from float32, of the largest
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -82,3 +89,6 @@ def bench_suffix_epoch(benchmark, freeze, precision):
     told |= {"precision": precision, "xla": False}
     _, found_again = measure(benchmark, epoch, (), rounds=ROUNDS, **told)
     assert found_again and all(np.isfinite(weight.numpy()).all() for weight in cut.suffix.weights)
+    features = rows.features if len(rows.features) > 1 else rows.features[0]
+    _, top1 = cut.suffix.evaluate(features, LABELS, batch_size=BATCH, verbose=0)
+    benchmark.extra_info["train_top1"] = float(top1)
