@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frostline import backbones, device, exporting, freezing, frontier, heads, models, runtimes
+from frostline import backbones, device, exporting, freezing, frontier, heads, machine, models, runtimes
 from frostline.datasets import DATASETS, Dataset, Split
 from frostline.exporting import checking
 from frostline.studies import Backbone, Stage
@@ -34,6 +34,12 @@ SMALLEST = [
 def test_every_entry_says_what_it_is_in_one_line(table):
     for name, entry in table.items():
         assert entry.summary and "\n" not in entry.summary, name
+
+
+@pytest.mark.parametrize("name", runtimes.RUNTIMES)
+def test_what_the_figures_of_a_runtime_depend_on_is_recorded(name):
+    packages = runtimes.RUNTIMES[name].packages
+    assert packages and set(packages) <= set(machine.LIBRARIES)
 
 
 @pytest.mark.parametrize(("name", "size", "parameters"), SMALLEST)
