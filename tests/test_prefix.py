@@ -449,6 +449,29 @@ def test_views_that_are_fixed_are_kept_and_shared_by_seeds(taken):
     assert features.nbytes(facts[0]["key"]) == 3 * 70 * 4 * 4  # four channels in float32
 
 
+def test_a_run_keeps_the_features_it_uses_within_the_memory_of_all(taken, shelf):
+    _, take = taken
+    shelf.memory_bytes = 4000  # for 75 images of 16 bytes each, or 210 views, not for both
+    _, _, used = take(0, 3)
+    assert [facts["in_memory"] for facts in used.facts.values()] == [True, False]
+    assert shelf.held() == 75 * 16 and features.clear().left == 2  # both are in use
+
+
+def test_rows_of_a_part_are_gathered_when_they_are_asked_for():
+    class Mapped(np.ndarray):
+        def __getitem__(self, rows):
+            asked.append(len(rows))
+            return np.asarray(self)[rows]
+
+    asked: list[int] = []
+    whole = np.arange(40.0).reshape(20, 2)
+    rows = np.array([3, 1, 19, 7])
+    (part,) = store.of_rows({"train": (whole.view(Mapped),)}, rows)["train"]
+    assert (part.shape, part.dtype, len(part)) == ((4, 2), np.float64, 4) and asked == []
+    assert np.array_equal(part[np.array([2, 0])], whole[[19, 3]]) and np.array_equal(part[1:], whole[rows[1:]])
+    assert asked == [2, 3]
+
+
 def test_new_views_are_not_kept(taken):
     _, take = taken
     _, _, used = take(0, None)

@@ -244,9 +244,9 @@ def test_a_trunk_needs_memory_beside_the_features():
         kept = trunk.Kept(np.zeros(100, np.uint8), [])
         chosen = runs(ROWS)
         shelf.trunks["key"] = (kept, chosen)
-        assert shelf.held() == 700 and shelf.has_room(300, "in hand") and len(shelf.books) == 2
-        assert shelf.has_room(600, "in hand") and list(shelf.books) == ["in hand"]
-        assert not shelf.has_room(601, "in hand") and list(shelf.books) == ["in hand"]
+        assert shelf.held() == 700 and shelf.has_room(300, ["in hand"]) and len(shelf.books) == 2
+        assert shelf.has_room(600, ["in hand"]) and list(shelf.books) == ["in hand"]
+        assert not shelf.has_room(601, ["in hand"]) and list(shelf.books) == ["in hand"]
         shelf.drop_trunks({chosen[1].id})
         assert shelf.trunks
         shelf.drop_trunks({"another"})

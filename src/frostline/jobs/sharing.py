@@ -51,7 +51,7 @@ def shared(
     name = trunk.key(found, facts | {"epochs": epochs})
     kept, _ = shelf.trunks.get(name, (None, runs))
     nbytes = trunk.nbytes(found, arrays, epochs)
-    if kept is None and not shelf.has_room(nbytes, key):
+    if kept is None and not shelf.has_room(nbytes, used.facts):
         return None
     used.trunk = {"boundary": list(found.boundary), "runs": [other.id for other in runs], "bytes": nbytes}
     used.trunk |= {"reused": kept is not None}

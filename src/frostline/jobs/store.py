@@ -45,15 +45,15 @@ class Shelf:
             book.close()
         self.books.clear()
 
-    def take(self, key: str, make: Callable[[], set[str]]) -> features.Features:
-        """Open features, made first where they are not there or damaged."""
+    def take(self, key: str, make: Callable[[], set[str]], using: Collection[str] = ()) -> features.Features:
+        """Open features, made first where they are not there or damaged, for a run that is `using` others already."""
         if key not in self.books:
             self._make(make)
             try:
-                self._open(key)
+                self._open(key, using)
             except features.Damaged:
                 self._make(make)
-                self._open(key)
+                self._open(key, using)
         return self.books[key]
 
     def _make(self, make: Callable[[], set[str]]) -> None:
@@ -65,11 +65,10 @@ class Shelf:
             self.clear()
             self.new |= make()
 
-    def _open(self, key: str) -> None:
+    def _open(self, key: str, using: Collection[str]) -> None:
         before = time.perf_counter()
-        if self.held() + features.nbytes(key) > self.memory_bytes:
-            self.clear()
-        self.books[key] = features.load(key, memory_bytes=self.memory_bytes)
+        self.has_room(features.nbytes(key), using)
+        self.books[key] = features.load(key, memory_bytes=self.memory_bytes - self.held())
         self.load_seconds[key] = time.perf_counter() - before
 
     def held(self) -> int:
@@ -77,9 +76,9 @@ class Shelf:
         books = sum(book.nbytes for book in self.books.values() if book.in_memory)
         return books + sum(kept.nbytes for kept, _ in self.trunks.values())
 
-    def has_room(self, nbytes: int, key: str) -> bool:
-        """Whether so many bytes more fit beside the features `key`; others are closed where they do not."""
-        for other in [k for k in self.books if k != key]:
+    def has_room(self, nbytes: int, using: Collection[str]) -> bool:
+        """Whether so many bytes more fit beside the features a run is `using`; others are closed where they do not."""
+        for other in [key for key in self.books if key not in using]:
             if self.held() + nbytes > self.memory_bytes:
                 self.books.pop(other).close()
         return self.held() + nbytes <= self.memory_bytes
@@ -162,7 +161,7 @@ def of_views(
 def _open(key: str, make: Callable[[], set[str]], shelf: Shelf, used: Used) -> features.Features:
     """Features from the shelf, made where they are missing, and what that cost the run."""
     before = time.perf_counter()
-    book = shelf.take(key, make)
+    book = shelf.take(key, make, used.facts)
     used.reused &= key not in shelf.new
     shelf.new.discard(key)
     if key not in used.facts:
@@ -188,9 +187,31 @@ def _prove(need: prefix.Need, images: np.ndarray, rows: tuple[np.ndarray, ...], 
     used.difference = max(difference, used.difference or 0.0)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of an array [N, ...], gathered as they are asked for: what is mapped from a file stays there."""
+
+    whole: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.whole.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.whole.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.whole[self.rows[rows]]
+
+
 def of_rows(arrays: training.Arrays, rows: np.ndarray | None) -> training.Arrays:
     """Features of some of the training images; None: of all."""
-    return arrays if rows is None else {**arrays, "train": tuple(a[rows] for a in arrays["train"])}
+    return arrays if rows is None else {**arrays, "train": tuple(Part(a, rows) for a in arrays["train"])}
 
 
 def _need(network: models.Network, cut: frontier.Cut, run: Run, views: augment.Views | None = None) -> prefix.Need:
