@@ -3,6 +3,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from frostline import machine
 
 
@@ -31,6 +33,57 @@ def test_gpus_are_read_from_what_nvidia_smi_prints(tmp_path, monkeypatch):
 
 def test_available_memory_is_a_part_of_all_memory():
     assert 0 < machine.available_memory_bytes() < machine.memory_bytes()
+
+
+MEMINFO, MIB = "MemTotal: 9216 kB\nMemAvailable: 8192 kB\n", 2**20
+V2, V1 = "sys/fs/cgroup/", "sys/fs/cgroup/memory/"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/\n", {V2 + "memory.max": 5 * MIB, V2 + "memory.current": 2 * MIB}, 3 * MIB),
+        (
+            "0::/\n",
+            {V2 + "memory.max": 5 * MIB, V2 + "memory.current": 4 * MIB, V2 + "memory.stat": "anon 7\ninactive_file 9"},
+            MIB + 9,
+        ),
+        (
+            "0::/a/b\n",
+            {V2 + "a/memory.max": 5 * MIB, V2 + "a/memory.current": MIB, V2 + "a/b/memory.max": "max"},
+            4 * MIB,
+        ),
+        ("0::/\n", {V2 + "memory.max": MIB, V2 + "memory.current": 2 * MIB}, 0),
+        ("0::/\n", {V2 + "memory.max": "max\n", V2 + "memory.current": MIB}, 8 * MIB),
+        ("0::/\n", {V2 + "memory.max": 99 * MIB, V2 + "memory.current": MIB}, 8 * MIB),
+        (
+            "5:cpu,cpuacct:/x\n4:memory:/host/x\n0::/\n",  # of a container: its own group is at the top
+            {V1 + "memory.limit_in_bytes": 5 * MIB, V1 + "memory.usage_in_bytes": 3 * MIB},
+            2 * MIB,
+        ),
+        (
+            "4:cpu,memory:/x\n",
+            {
+                V1 + "memory.limit_in_bytes": 2**63 - 4096,
+                V1 + "memory.usage_in_bytes": MIB,
+                V1 + "x/memory.limit_in_bytes": 6 * MIB,
+                V1 + "x/memory.usage_in_bytes": MIB,
+                V1 + "x/memory.stat": "inactive_file 1\ntotal_inactive_file 5",
+            },
+            5 * MIB + 5,
+        ),
+        ("4:cpu:/x\n", {V1 + "memory.limit_in_bytes": MIB, V1 + "memory.usage_in_bytes": 0}, 8 * MIB),
+        ("", {}, 8 * MIB),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(groups, files, left, tmp_path, monkeypatch):
+    for name, text in {"proc/meminfo": MEMINFO, "proc/self/cgroup": groups, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(str(text))
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.available_memory_bytes() == left
+    (tmp_path / "proc/meminfo").unlink()
+    assert machine.available_memory_bytes() is None
 
 
 def test_the_cache_follows_the_environment(monkeypatch):

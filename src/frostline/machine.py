@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ LIBRARIES = (
     "openvino",
     "mlcommons-loadgen",
 )
+ROOT = Path("/")  # of the files in which Linux tells of memory
 
 
 def facts() -> dict[str, Any]:
@@ -63,14 +65,45 @@ def memory_bytes() -> int | None:
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that can be had now without swapping, None where the system does not tell (it is Linux that does)."""
+    """Memory that can be had now without swapping, in a container within its limit; None where the system does not
+    tell (it is Linux that does)."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in (ROOT / "proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return max(0, min([int(line.split()[1]) * 1024, *_left_by_cgroups()]))
     except OSError:
         pass
     return None
+
+
+def _left_by_cgroups() -> Iterator[int]:
+    """Bytes that each control group of this process leaves it, of version 2 and 1; none where no limit is set.
+
+    Inactive page cache does not count as used, as in `docker stats`: the kernel gives it back.
+    """
+    for line in _read(ROOT / "proc/self/cgroup").splitlines():
+        number, controllers, place = line.split(":", 2)
+        if number == "0":
+            base, most, used, cache = "", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, most, used, cache = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        top = ROOT / "sys/fs/cgroup" / base
+        inside = top / place.strip("/")
+        for folder in {top, inside, *(p for p in inside.parents if p.is_relative_to(top))}:
+            limit, use = _read(folder / most).strip(), _read(folder / used).strip()
+            if limit.isdecimal() and use.isdecimal():  # "max" is no limit
+                stat = dict(fields.split(maxsplit=1) for fields in _read(folder / "memory.stat").splitlines())
+                yield int(limit) - int(use) + int(stat.get(cache, 0))
+
+
+def _read(path: Path) -> str:
+    """A text file, empty where it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def gpus() -> list[dict[str, str]]:
