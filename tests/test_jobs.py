@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from frostline import backbones, device, plan, studies
+from frostline import backbones, device, features, models, plan, prefix, records, studies
 from frostline.errors import UserError
 from frostline.jobs import after, before, group, store
 from frostline.plan import Options
@@ -113,6 +113,55 @@ def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkey
         device.configure("float32")
     assert tried == ["off", "off", "on"]
     assert told == [{"skipped": "XLA makes it 9.0 times slower in float32"}]
+
+
+def outputs(tiny_study, *seeds):
+    """Runs of a study that trains the output layer alone, on 40 images."""
+    options = plan.Options(limit=40, only=("output",), seeds=seeds)
+    study = plan.resolve(studies.parse(tiny_study, "tiny"), options)
+    return plan.runs(study, options, lambda data: "data", lambda path: "digest")
+
+
+def job_of(chosen, engine, results):
+    """What a child is told that trains runs by an engine."""
+    setting = {"xla": "off", "engines": [{"name": engine, "most_bytes": None}], "estimate": None}
+    job = {"runs": [plan.plain(run) for run in chosen], "settings": [setting] * len(chosen), "results": str(results)}
+    job |= {"precision": "float32", "data_dir": None, "features_memory": None, "computed": [], "since": 0.0}
+    return {**job, "process_start_seconds": 0.0}
+
+
+def silent(event, **facts):
+    pass
+
+
+def test_on_a_part_of_the_images_both_engines_train_alike(tiny_study, tmp_path):
+    chosen = outputs(tiny_study.replace("classes = [5, 6]", "classes = [5, 6]\ntrain_images = [12]"), 0)
+    trained = {}
+    for engine in ("plain", "cached"):
+        group.run_here(job_of(chosen, engine, tmp_path / engine), silent)
+        (record,) = records.read(tmp_path / engine)
+        assert (record["outcome"], record["engine"], record["train_images"]) == ("ok", engine, 12), record["reason"]
+        network = models.build(chosen[0].backbone, chosen[0].freeze.head, chosen[0].data.scaling, 32, 2)
+        models.load_weights(network, records.weights_file(tmp_path / engine, record["run"]), head=True, skip=set())
+        trained[engine] = [weight.numpy() for weight in network.model.get_layer("output").weights]
+    for a, b in zip(*trained.values(), strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_no_features_are_computed_twice_where_there_is_no_room_for_those_of_all_seeds(
+    tiny_study, tmp_path, monkeypatch
+):
+    chosen, computed, run = outputs(tiny_study, 0, 1, 2), [], prefix._run
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(prefix, "_run", lambda needs, *rest: computed.extend(n.key for n in needs) or run(needs, *rest))
+    store.compute_all(job_of(chosen[:1], "cached", tmp_path), silent)
+    (entry,) = features.entries()
+    monkeypatch.setenv("FROSTLINE_FEATURES_LIMIT", str(2.5 * entry.nbytes / 2**30))
+    job = job_of(chosen, "cached", tmp_path)
+    assert len(store.compute_all(job, silent)) == 1  # the second; a third would take the place of the first
+    group.run_here(job, silent)
+    assert [record["outcome"] for record in records.read(tmp_path)] == ["ok"] * 3
+    assert len(computed) == len(set(computed)) == 3
 
 
 def test_the_seconds_of_one_pass_count_once():

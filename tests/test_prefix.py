@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import os
 
 import keras
 import numpy as np
@@ -121,6 +122,14 @@ def test_features_are_what_the_network_says_and_are_computed_once():
     assert about["program"] == "TensorFlow float32" and about["seconds"] > 0
     assert about["study"] == "tiny" and about["boundary"] == ["relu_1", "relu_2"] and about["mode"] == "exact"
     assert compute(need, report=lambda done, total: pytest.fail("computed again")) == set()
+
+
+def test_features_that_are_needed_count_as_used_before_others_are_computed():
+    ready, missing = needed(network(residual, "output")), needed(network(nested, "output"))
+    compute(ready)
+    os.utime(features.folder() / ready.key / features.ABOUT, (0, 0))
+    compute(missing, ready)
+    assert all(entry.used > 0 for entry in features.entries())
 
 
 @pytest.fixture
@@ -293,12 +302,32 @@ def test_tensorflow_stays_where(why, tensorflow_is, monkeypatch):
     assert features.about(need.key)["program"] == "TensorFlow float32"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "program"),
+    [
+        ([2.0, 1.0], "TensorFlow float32"),
+        ([1.0, 2.0], "TensorFlow mixed_bfloat16"),
+        ([3.0, 2.0, 1.0], "TensorFlow float32, im2col"),
+    ],
+)
+def test_a_pass_in_mixed_precision_takes_float32_where_it_is_faster(seconds, program, bfloat16, monkeypatch):
+    monkeypatch.setattr(prefix, "TRY_TENSORFLOW_SECONDS", 0.0)
+    monkeypatch.setattr(im2col, "LARGEST", 1000 if len(seconds) > 2 else 0)
+    timed = iter(seconds)
+    monkeypatch.setattr(prefix, "_seconds", lambda call, images: next(timed))
+    need = needed(network(residual, "output"))
+    compute(need)
+    assert features.about(need.key)["program"] == program
+    assert {a.dtype.name for a in stored(need)["train"]} == {"bfloat16"}
+    assert prefix.verify(need, SPLITS["train"], stored(need)["train"]) < (2e-2 if "mixed" in program else 2**-8)
+
+
 # -- im2col --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_a_pass_takes_products_where_they_are_faster(faster, monkeypatch):
-    monkeypatch.setattr(prefix, "TRY_IM2COL_SECONDS", 0.0)
+    monkeypatch.setattr(prefix, "TRY_TENSORFLOW_SECONDS", 0.0)
     monkeypatch.setattr(im2col, "LARGEST", 1000)
     seconds = iter([1.0, 0.5 if faster else 2.0])
     monkeypatch.setattr(prefix, "_seconds", lambda call, images: next(seconds))
@@ -309,7 +338,7 @@ def test_a_pass_takes_products_where_they_are_faster(faster, monkeypatch):
 
 
 def test_products_that_answer_otherwise_are_not_taken(monkeypatch):
-    monkeypatch.setattr(prefix, "TRY_IM2COL_SECONDS", 0.0)
+    monkeypatch.setattr(prefix, "TRY_TENSORFLOW_SECONDS", 0.0)
     monkeypatch.setattr(im2col, "LARGEST", 1000)
     monkeypatch.setattr(im2col, "_padding", lambda *shapes: [[0, 0], [0, 2], [0, 2], [0, 0]])
     always_faster = itertools.count(10.0, -1.0)
@@ -414,7 +443,8 @@ def taken(shelf, tiny_study):
     net = network(head_only, "output")
     cut = frontier.split(net.model)
     options = plan.Options(seeds=(0, 1))
-    planned = plan.runs(plan.resolve(studies.parse(tiny_study, "tiny"), options), options, lambda x: "f", lambda x: "w")
+    text = tiny_study.replace("epochs = 1", "epochs = 5")
+    planned = plan.runs(plan.resolve(studies.parse(text, "tiny"), options), options, lambda x: "f", lambda x: "w")
 
     def take(seed, count, turn=0.1):
         run = next(run for run in planned if run.seed == seed)
@@ -470,6 +500,17 @@ def test_rows_of_a_part_are_gathered_when_they_are_asked_for():
     assert (part.shape, part.dtype, len(part)) == ((4, 2), np.float64, 4) and asked == []
     assert np.array_equal(part[np.array([2, 0])], whole[[19, 3]]) and np.array_equal(part[1:], whole[rows[1:]])
     assert asked == [2, 3]
+
+
+def test_new_views_take_the_program_that_is_fastest_for_all_their_epochs(taken, tensorflow_is, monkeypatch):
+    tensorflow_is(2.0)
+    monkeypatch.setattr(prefix, "TRY_ONNX_SECONDS", 5.0)  # a pass over 75 images takes 2.3 s, five epochs of 70 11 s
+    cut, take = taken
+    views, of_views, used = take(0, None)
+    (facts,) = used.facts.values()
+    assert (facts["program"], facts["train_program"]) == ("TensorFlow float32", "ONNX Runtime float32")
+    numbers = augment.numbers(views, 1)
+    assert np.allclose(of_views(numbers)[0], cut.prefix(augment.show(views, numbers)), atol=1e-5)
 
 
 def test_new_views_are_not_kept(taken):

@@ -161,13 +161,13 @@ def compute(
     other. Raises UserError when there is no room, before `fill` is called where it can be known; ValueError when other
     features are written than `layout` says. Whatever is raised, nothing is left behind.
     """
-    if _touched(key):
+    if touched(key):
         return False
     with contextlib.ExitStack() as stack:
         with _explained():
             folder().mkdir(parents=True, exist_ok=True)
             stack.enter_context(_making(key, waiting=waiting))
-            if _touched(key):
+            if touched(key):
                 return False
             _clean(key)
             writer = stack.enter_context(_reserved(key, layout, limit_bytes))
@@ -274,7 +274,7 @@ def load(key: str, *, memory_bytes: int) -> Features:
         except FileNotFoundError as error:
             raise Damaged(f"there are no features {key[:12]}; they are computed again") from error
         try:
-            facts = _touched(key)
+            facts = touched(key)
             if facts is None:
                 raise Damaged("incomplete")
             in_memory = _layout(facts).nbytes <= memory_bytes
@@ -434,7 +434,7 @@ def _names() -> list[str]:
     return []
 
 
-def _touched(key: str) -> dict[str, Any] | None:
+def touched(key: str) -> dict[str, Any] | None:
     """What `about` says; a complete entry counts as used now."""
     facts = about(key)
     if facts is not None:

@@ -24,9 +24,10 @@ from frostline.models import Network
 
 SAMPLE = 32
 TIMED_SECONDS = 0.25
-TRY_IM2COL_SECONDS = 10.0  # of a pass by TensorFlow as it is; tracing another program takes a second or two
+TRY_TENSORFLOW_SECONDS = 10.0  # of a pass by TensorFlow as it is; tracing another program takes a second or two
 TRY_ONNX_SECONDS = 120.0  # of the pass by then; the conversion takes a part of it: bench/NOTES.md
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
+FLOAT32 = "TensorFlow float32"
 Call = Callable[[Any], list[Any]]
 Write = Callable[[str, tuple[np.ndarray, ...]], None]
 Report = Callable[[int, int], None]
@@ -107,10 +108,9 @@ def compute(
     called before another process that makes the same is waited for. Raises UserError when the disk has no room.
     """
     computed: set[str] = set()
-    missing = {n.key: n for n in needs if features.about(n.key) is None}
+    missing = {n.key: n for n in needs if features.touched(n.key) is None}
     found = _nested(sorted(missing.values(), key=lambda n: -len(n.layers)))
-    most = features.capacity() if limit_bytes is None else limit_bytes
-    for together in (part for nested in found for part in _that_fit(nested, splits, most)):
+    for together in found:
 
         def run(writers: Mapping[str, Write], together: list[Need] = together) -> dict[str, Any]:
             told: dict[str, Any] = {}
@@ -124,15 +124,15 @@ def compute(
     return computed
 
 
-def forward(need: Need, sample: np.ndarray) -> Callable[[Images], tuple[np.ndarray, ...]]:
-    """The program of the pass, for images whose features are not kept; its precision is settled on a sample."""
-    program = _accurate(Sample(need, sample), need.cut.prefix)
+def forward(need: Need, images: np.ndarray, total: int) -> tuple[str, Callable[[Images], tuple[np.ndarray, ...]]]:
+    """A program for `total` images like these, whose features are not kept, and its name; chosen as that of a pass."""
+    program = _chosen(need, need.cut.prefix, images, total)
 
     def run(images: Images) -> tuple[np.ndarray, ...]:
         answers = _batches(program.call, images, need.cut.feature_dtypes)
         return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
-    return run
+    return program.name, run
 
 
 def verify(need: Need, images: np.ndarray, rows: tuple[np.ndarray, ...]) -> float:
@@ -213,13 +213,8 @@ def _nested(needs: Sequence[Need]) -> list[list[Need]]:
     return groups
 
 
-def _that_fit(needs: list[Need], splits: Mapping[str, Images], most: int) -> list[list[Need]]:
-    """The same frontiers in one pass, or each in its own where the store has no room for all of them at a time."""
-    total = sum(_layout(n.cut, splits).nbytes for n in needs)
-    return [needs] if total <= most else [[n] for n in needs]
-
-
-def _layout(cut: Cut, splits: Mapping[str, Images]) -> features.Layout:
+def layout(cut: Cut, splits: Mapping[str, Images]) -> features.Layout:
+    """What an entry holds of the features of some images."""
     return features.Layout({name: len(x) for name, x in splits.items()}, cut.feature_shapes, cut.feature_dtypes)
 
 
@@ -253,9 +248,8 @@ def _write_all(
         return told[first.key]
 
     cut = first.cut
-    layout = _layout(cut, splits)
     what = {**about, "boundary": list(cut.boundary), "mode": cut.mode, "precision": _precision(first.network)}
-    if not features.compute(first.key, layout, what, fill, limit_bytes=limit_bytes, waiting=waiting):
+    if not features.compute(first.key, layout(cut, splits), what, fill, limit_bytes=limit_bytes, waiting=waiting):
         told.update(_write_all(rest, writers, run, splits, about, limit_bytes, waiting))
     return told
 
@@ -273,12 +267,8 @@ def _run(
     highest = needs[0].cut.prefix
     assert highest is not None
     outputs = [*highest.outputs, *(tensor for n in needs[1:] for tensor in _found(needs[0], n))]
-    whole = keras.Model(highest.inputs, outputs)
-    sample = Sample(needs[0], splits["train"][:SAMPLE])
-    program = _accurate(sample, whole)
     total, done = sum(len(images) for images in splits.values()), 0
-    if device.kind() != "gpu":
-        program = _fastest(sample, program, splits["train"], total)
+    program = _chosen(needs[0], keras.Model(highest.inputs, outputs), splits["train"], total)
     dtypes = [dtype for n in needs for dtype in n.cut.feature_dtypes]
     for split, images in splits.items():
         for rows in _batches(program.call, images, dtypes):
@@ -360,6 +350,13 @@ def _program(model: Any, xla: bool, *, products: bool = False) -> Call:
     return run
 
 
+def _chosen(highest: Need, model: Any, images: Images, total: int) -> Program:
+    """The program for `total` images like these: accurate, and on a CPU the fastest known."""
+    sample = Sample(highest, images[:SAMPLE])
+    program = _accurate(sample, model)
+    return program if device.kind() == "gpu" else _fastest(sample, program, images, total)
+
+
 def _accurate(sample: Sample, model: Any) -> Program:
     """The program in the run's precision if its features are well within the tolerance, else the one in float32."""
     precision = _precision(sample.highest.network)
@@ -367,8 +364,12 @@ def _accurate(sample: Sample, model: Any) -> Program:
     program = Program(name, model, _program(model, _compiled()))
     if precision == "float32" or sample.agrees(program):
         return program
-    exact = _exact(sample.highest, model)
-    return Program("TensorFlow float32", exact, _program(exact, False))
+    return _in_float32(sample.highest, model)
+
+
+def _in_float32(highest: Need, model: Any) -> Program:
+    exact = _exact(highest, model)
+    return Program(FLOAT32, exact, _program(exact, False))
 
 
 def _exact(highest: Need, model: Any) -> Any:
@@ -387,14 +388,18 @@ def _fastest(sample: Sample, known: Program, images: Images, total: int) -> Prog
     def pass_seconds() -> float:
         return seconds / len(calls) * total / _calls_at_once()
 
+    def float32() -> Program:
+        return _in_float32(sample.highest, known.model)
+
     def products() -> Program:
-        return Program(f"{known.name}, im2col", known.model, _program(known.model, False, products=True))
+        return Program(f"{best.name}, im2col", best.model, _program(best.model, False, products=True))
 
     def onnx() -> Program:
         exact = _exact(sample.highest, known.model)
         return Program("ONNX Runtime float32", exact, _onnx(exact, threads=1 if _calls_at_once() > 1 else 0))
 
-    tries = [(TRY_IM2COL_SECONDS, products)] if im2col.concerns(known.model) else []
+    tries = [(TRY_TENSORFLOW_SECONDS, float32)] if known.name != FLOAT32 else []
+    tries += [(TRY_TENSORFLOW_SECONDS, products)] if im2col.concerns(known.model) else []
     for least, make in [*tries, (TRY_ONNX_SECONDS, onnx)]:
         if pass_seconds() < least:
             continue

@@ -139,8 +139,9 @@ def of_views(
     with the same proof."""
     need = _need(network, cut, run, views if views.count else None)
     if views.count is None:
-        forward = prefix.forward(need, views.images[: prefix.SAMPLE])
-        used.facts[need.key]["train_images"] = "computed each epoch"
+        epochs = run.freeze.stages[views.seed[1] - 1].epochs
+        name, forward = prefix.forward(need, views.images, epochs * len(views.images))
+        used.facts[need.key] |= {"train_images": "computed each epoch", "train_program": name}
 
         def take(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
             return forward(augment.Shown(views, numbers))
@@ -251,7 +252,10 @@ def lie_apart(job: dict[str, Any]) -> bool:
 
 
 def compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
-    """Compute what all frontiers of a group need, in as few passes as can be."""
+    """Compute what all frontiers of a group need, in as few passes as can be.
+
+    Where the store has no room for all of it, only what the first runs need: more would take their place in it.
+    """
     settings: dict[Any, tuple[Run, dict[str, Any]]] = {}
     for run, setting in zip(common.runs(job), job["settings"], strict=True):
         where = [stage["boundary"] for stage in setting["estimate"] or []] or run.configuration
@@ -259,22 +263,37 @@ def compute_all(job: dict[str, Any], emit: Emit) -> set[str]:
         settings.setdefault((run.origin, str(where), str([d for d in drawn if d[1]])), (run, setting))
     needs: list[prefix.Need] = []
     fixed: list[tuple[prefix.Need, dict[str, prefix.Images]]] = []
+    nbytes: dict[str, int] = {}
     for run, setting in settings.values():
         dataset = common.load(plan.whole(run.data), common.data_dir(job), run.limit)
-        device.seed_everything(run.seed)
-        network = common.build(run, dataset)
-        common.start_weights(network, run, Path(job["results"]))
-        images = datasets.part(dataset, run.data)[1].train.images
-        for stage, engine in zip(run.freeze.stages, setting["engines"], strict=True):
-            freezing.apply(network.model, network.groups, stage)
-            if engine["name"] == "cached":
-                cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine["most_bytes"])
-                needs += [_need(network, cut, run)] if cut.prefix else []
-                views = augment.build(stage, images, seed=run.seed, number=1, split_seed=run.data.split_seed)
-                if cut.prefix and views and views.count:
-                    fixed.append((_need(network, cut, run, views), {"train": augment.every(views)}))
+        own, views = _all_needs(run, setting, dataset, Path(job["results"]))
+        nbytes |= {need.key: prefix.layout(need.cut, common.splits(dataset)).nbytes for need in own}
+        nbytes |= {need.key: prefix.layout(need.cut, shown).nbytes for need, shown in views}
+        if sum(nbytes.values()) > features.capacity():
+            break
+        needs, fixed = needs + own, fixed + views
     made = _compute(needs, common.splits(dataset), run, emit) if needs else set()
     return made.union(*(_compute([need], shown, run, emit) for need, shown in fixed))
+
+
+def _all_needs(
+    run: Run, setting: dict[str, Any], dataset: datasets.Dataset, results: Path
+) -> tuple[list[prefix.Need], list[tuple[prefix.Need, dict[str, prefix.Images]]]]:
+    """What the stages of a run need of all images, and of views that are fixed."""
+    device.seed_everything(run.seed)
+    network = common.build(run, dataset)
+    common.start_weights(network, run, results)
+    images = datasets.part(dataset, run.data)[1].train.images
+    needs, fixed = [], []
+    for stage, engine in zip(run.freeze.stages, setting["engines"], strict=True):
+        freezing.apply(network.model, network.groups, stage)
+        if engine["name"] == "cached":
+            cut = frontier.split(network.model, mode=stage.frontier, most_bytes=engine["most_bytes"])
+            needs += [_need(network, cut, run)] if cut.prefix else []
+            views = augment.build(stage, images, seed=run.seed, number=1, split_seed=run.data.split_seed)
+            if cut.prefix and views and views.count:
+                fixed.append((_need(network, cut, run, views), {"train": augment.every(views)}))
+    return needs, fixed
 
 
 def _compute(needs: Sequence[prefix.Need], splits: dict[str, prefix.Images], run: Run, emit: Emit) -> set[str]:
