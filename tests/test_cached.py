@@ -130,6 +130,19 @@ def test_training_on_features_is_training_the_network(build, stages, engines):
     assert told.proofs[0]["frozen_layers"] > 0
 
 
+def test_a_frontier_that_leaves_out_dropout_trains_the_network_without_it():
+    def without():
+        model = behind_dropout()
+        model.get_layer("dropout").rate = 0.0
+        return model
+
+    above = stage("output", frontier="inference_prefix")
+    ours = train(behind_dropout, above)
+    assert ours[1].cuts[0].boundary == ("relu",)
+    assert_alike(train(without, above, engines=["plain"]), ours)
+    assert furthest(train(behind_dropout, stage("output"))[0], ours[0]) > 1e-3
+
+
 def test_smoothed_labels_and_momentum():
     nets = both(head_only, stage("output", optimizer="sgd", momentum=0.9), head=Head(label_smoothing=0.2))
     for net, told in nets:

@@ -172,6 +172,15 @@ def test_features_of_what_an_earlier_stage_trains_cannot_be_known(first, second,
         assert found[1].reason == "an earlier stage trains below the frontier"
 
 
+def test_a_frontier_that_leaves_out_dropout_takes_features_or_nothing(measured):
+    measured()
+    stages = stage("conv_2", "output"), stage("output", frontier="inference_prefix")
+    with pytest.raises(
+        UserError, match="needs a frozen part that no earlier stage trains, and one trains conv_2; give"
+    ):
+        find(network(norm_inside), *stages)
+
+
 def test_a_stage_that_does_not_train_what_lies_below_forgets_no_earlier_one(measured):
     measured()
     found = find(network(norm_inside), stage("conv"), stage("conv_2", "output"), stage("output"))

@@ -1,5 +1,6 @@
 """What a child decides by itself."""
 
+import contextlib
 import dataclasses
 import types
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from frostline import backbones, device, features, models, plan, prefix, records, studies
+from frostline import backbones, device, features, models, plan, prefix, records, search, studies
 from frostline.errors import UserError
 from frostline.jobs import after, before, group, store
 from frostline.plan import Options
@@ -113,6 +114,32 @@ def test_a_configuration_that_xla_slows_is_timed_with_it_once(tiny_study, monkey
         device.configure("float32")
     assert tried == ["off", "off", "on"]
     assert told == [{"skipped": "XLA makes it 9.0 times slower in float32"}]
+
+
+def test_a_momentum_that_a_searched_optimizer_does_not_take_is_told_before_training(tiny_study):
+    text = tiny_study.replace("epochs = 1", 'epochs = 1\noptimizer = "sgd"\nmomentum = 0.9')
+    options = plan.Options(only=("output",))
+    for choices, refused in (('"sgd", "rmsprop"', False), ('"sgd", "adam"', True)):
+        space = f"""[search]\nfreeze = "output"\nsampler = "tpe"\ntrials = 1\noptimizer = [{choices}]\nseed = {{}}"""
+        drawn = (
+            search.expand(plan.resolve(studies.parse(text + space.format(n), "tiny"), options), {}) for n in range(9)
+        )
+        chosen = next(s for s in drawn if dict(s.freeze[-1].drawn.values) == {"optimizer": "sgd"})
+        (run,) = [r for r in plan.runs(chosen, options, lambda x: "f", lambda x: "w") if r.trial]
+        with pytest.raises(UserError, match="adam takes no momentum") if refused else contextlib.nullcontext():
+            before._check_optimizers(run)
+
+
+def test_a_frontier_that_leaves_out_dropout_is_told_by_the_record_and_needs_features(tiny_study, tmp_path):
+    text = tiny_study.replace("[train]", '[train]\nfrontier = "inference_prefix"')
+    (chosen,) = outputs(text, 0)
+    group.run_here(job_of([chosen], "cached", tmp_path), silent)
+    (record,) = records.read(tmp_path)
+    assert (record["outcome"], record["frontier"]) == ("ok", "inference_prefix"), record["reason"]
+    assert record["stages"][0]["frontier"] == ["dropout_2"] and records.marks(record) == " ‡"
+    plainly = dataclasses.replace(chosen, freeze=dataclasses.replace(chosen.freeze, engine=("plain",)))
+    with pytest.raises(UserError, match='frontier = "inference_prefix" needs features; give engine = "auto"'):
+        before._look(None, plainly, chosen.freeze.stages[0], {})
 
 
 def outputs(tiny_study, *seeds):

@@ -207,9 +207,7 @@ def test_the_first_seed_of_the_best_is_its_trial(tiny_study):
 
 def test_optimizers_are_those_that_may_be_drawn(tiny_study):
     freeze = next(f for f in drawn(tiny_study + SEARCH))
-    assert search.optimizers(freeze) == {"adam", "sgd"} and search.optimizers(resolved(tiny_study).freeze[0]) == {
-        "adam"
-    }
+    assert search.optimizers(freeze) == {"adam", "sgd"} and not search.optimizers(resolved(tiny_study).freeze[0])
 
 
 def test_an_inherited_head_stays_and_is_timed_with_what_it_varies(tiny_study):

@@ -440,10 +440,11 @@ def cost(engine, seconds, other=None, features_bytes=None, reason="cheaper"):
     return told | {"other_seconds": other, "features_bytes": features_bytes}
 
 
-def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1, auto=None):
+def checked(freeze, estimate, frontier=(), shapes=(), variant="", seeds=1, auto=None, mode="exact"):
     """What a dry run found of a configuration."""
     stage = {"trainable_params": 10, "total_params": 1000, "trained": ["output"], "frozen": ["conv_1", "conv_2"],
-             "batch_norm": "none", "frontier": list(frontier), "feature_shapes": list(shapes)}  # fmt: skip
+             "batch_norm": "none", "frontier": list(frontier), "feature_shapes": list(shapes),
+             "frontier_mode": mode}  # fmt: skip
     images = {"train": 600, "validation": 200, "test": 200, "pass": 1000}
     return {"freeze": freeze, "variant": variant, "stages": [stage] * len(estimate), "estimate": estimate,
             "images": images, "memory_bytes": 512 << 20, "seeds": seeds, "auto": auto}  # fmt: skip
@@ -471,6 +472,13 @@ def test_a_dry_run_tells_engine_features_time_and_why():
     assert "two, stage 2: plain, why not." in text
     assert "auto: timed first." in text
     assert any(line.startswith("About 66 s of training in all") for line in text)
+
+
+def test_a_dry_run_marks_frontiers_that_leave_out_dropout():
+    pool = [cost("cached", 2.0)], ["pool"], [(8,)]
+    left_out, exact = (tables.plan([checked("output", *pool, mode=mode)]) for mode in ("inference_prefix", "exact"))
+    assert "pool 8 ‡" in left_out and "\n‡ inference_prefix: what is frozen ran as in inference" in left_out
+    assert "pool 8" in exact and "‡" not in exact
 
 
 def searched(freeze, trial, best=False, seed=0, **more):

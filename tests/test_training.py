@@ -172,6 +172,8 @@ def test_optimizers_are_those_of_keras():
     assert type(training.optimizer("rmsprop", 0.1)).__name__ == "RMSprop"
     with pytest.raises(UserError, match=r"unknown optimizer 'adamm'; did you mean 'adamw?'\?"):
         training.optimizer("adamm", 0.1)
+    with pytest.raises(UserError, match="unknown optimizer 'multioptimizer'"):  # which takes others, and no rate
+        training.optimizer("multioptimizer", 0.1)
 
 
 def test_momentum_is_for_optimizers_that_have_it(split):

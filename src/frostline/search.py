@@ -45,10 +45,9 @@ def origin(run: Run, planned: Sequence[Run]) -> Run | None:
 
 
 def optimizers(freeze: Freeze) -> set[str]:
-    """Optimizers that a configuration names, or that its search may choose."""
+    """Optimizers that the search of a configuration may choose."""
     space = freeze.drawn.search.space if freeze.drawn else ()
-    chosen = {str(choice) for p in space if p.name == "optimizer" for choice in p.choices or ()}
-    return chosen | {stage.optimizer for stage in freeze.stages}
+    return {str(choice) for p in space if p.name == "optimizer" for choice in p.choices or ()}
 
 
 def draw(search: Search, told: Sequence[Outcome | None]) -> list[Values]:

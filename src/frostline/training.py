@@ -334,13 +334,15 @@ def time_steps(network: Network, stage: Stage, *, xla: bool, count: int = 5) -> 
 
 
 def optimizer(name: str, learning_rate: float, momentum: float = 0.0) -> Any:
-    """Any optimizer of `keras.optimizers` by its name; raises UserError that lists them, or those with a momentum."""
+    """Any optimizer of `keras.optimizers` that has a learning rate of its own, by its name; raises UserError that lists
+    them, or those with a momentum."""
     import keras
 
     known = {
         n.lower(): cls
         for n, cls in vars(keras.optimizers).items()
-        if isinstance(cls, type) and issubclass(cls, keras.Optimizer) and n not in ("Optimizer", "LossScaleOptimizer")
+        if isinstance(cls, type) and issubclass(cls, keras.Optimizer) and cls is not keras.Optimizer
+        if "learning_rate" in inspect.signature(cls).parameters
     }
     if name.lower() not in known:
         raise UserError(f"unknown optimizer {name!r}; {nearest(name.lower(), sorted(known))}")

@@ -164,21 +164,21 @@ def _look(network: models.Network, run: Run, stage: Stage, job: dict[str, Any]) 
         mask = freezing.apply(network.model, network.groups, dataclasses.replace(stage, train=("all",)))
     cut = frontier.split(network.model, mode=stage.frontier)
     told = {**plan.plain(mask), "frontier": list(cut.boundary), "feature_shapes": list(cut.feature_shapes)}
-    told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views}
+    told |= {"augment": augment.describe(stage), "augment_views": stage.augment_views, "frontier_mode": cut.mode}
     if job["layers"]:
         below = {network.model.inputs[0].name, *cut.below} if cut.below else set()
         layers = freezing.layers(network.model, network.groups)
         told["layers"] = [{**plan.plain(layer), "below_frontier": layer.name in below} for layer in layers]
-        told |= {"frontier_mode": cut.mode, "problem": problem}
+        told["problem"] = problem
     return mask, told
 
 
 def _check_optimizers(run: Run) -> None:
-    """Refuse an optimizer that Keras does not have, or a momentum it does not take; raises UserError."""
+    """Refuse an optimizer that Keras does not have, or a momentum it does not take, of all that a search may choose;
+    raises UserError."""
     for stage in run.freeze.stages:
-        training.optimizer(stage.optimizer, stage.learning_rate, stage.momentum)
-    for name in sorted(search.optimizers(run.freeze)):
-        training.optimizer(name, 1e-3)
+        for name in sorted({stage.optimizer, *search.optimizers(run.freeze)}):
+            training.optimizer(name, stage.learning_rate, stage.momentum)
 
 
 def check_weights(run: Run, network: models.Network) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from frostline.progress import duration
+from frostline.records import MARKS
 from frostline.tables.cells import frontier, label
 from frostline.tables.text import MIB, Form, Row, paragraphs, tabulated
 
@@ -27,7 +28,7 @@ def plan(found: list[Row], width: int | None = None) -> str:
                     _short(stage["trained"]),
                     _short(stage["frozen"]),
                     stage["batch_norm"],
-                    frontier(stage),
+                    frontier(stage) + _mark(stage),
                     cost["engine"],
                     _features(cost),
                     duration(_predicted(entry) * entry["seeds"]) if last else "",
@@ -44,6 +45,7 @@ def plan(found: list[Row], width: int | None = None) -> str:
     headers += ["engine", "features MiB", "all seeds", "memory MiB"]
     seconds = sum(_predicted(entry) * entry["seeds"] for entry in found)
     notes += [f"auto: {found[0]['auto']}."] * bool(found[0]["auto"])
+    notes += [f"‡ {MARKS['‡']}"] * any(_mark(stage) for entry in found for stage in entry["stages"])
     note = (
         f"About {duration(seconds)} of training in all, from a few measured steps in float32 without XLA, each run "
         "with a pass of its own; the start of processes, exports and inference come on top. Nothing was trained.\n"
@@ -66,6 +68,11 @@ def _to_come(found: list[Row]) -> list[str]:
         trials = f"{more} more trials, each drawn from the results before it, then " if more else ""
         lines.append(f"{name}: {trials}{name}_best, the best trial with all seeds: not in this list nor its sum.")
     return lines
+
+
+def _mark(stage: Row) -> str:
+    """Whether what is frozen below a frontier runs as in inference, as the marks of training tables tell it."""
+    return " ‡" if stage["frontier"] and stage["frontier_mode"] == "inference_prefix" else ""
 
 
 def _predicted(entry: Row) -> float:
