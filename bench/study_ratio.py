@@ -1,4 +1,4 @@
-"""What a person waits for, the notebook way and ours, in turns on the same images.
+"""What a person waits for, the notebook way and ours, in turns on images of the same number and size.
 
     python bench/study_ratio.py [--case NAME]... [--turns 1] [--images 20000]
 

@@ -21,7 +21,10 @@ FORWARD = 1 / 3  # of a training step: forward, and twice that backward
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that features may take on the disk, and bytes of memory within which they are read at its speed."""
+    """Bytes that features may take on the disk, and bytes of memory within which they are read at its speed.
+
+    That is all that is free, whatever `--features-memory` says: the page cache holds a file as well (bench/NOTES.md).
+    """
 
     disk_bytes: int
     memory_bytes: int
