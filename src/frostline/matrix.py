@@ -115,7 +115,7 @@ def _cells(asked: Asked, runtime: runtimes.Runtime) -> Iterator[Cell]:
 
 
 def key(record: Row) -> tuple[Any, ...]:
-    """What a measurement is of, without the model; a cell of two records with equal keys need not be measured twice."""
+    """What a measurement is of, without the model and the machine."""
     names = ("runtime", "variant", "payload", "device", "threads", "scenario", "profile", "batch_size")
     return tuple(record.get(name) for name in names)
 
