@@ -34,7 +34,7 @@ def halves(freeze, precision):
     """The two parts of a configuration's network, its mask, and the program of the pass."""
     found, mask = network(freeze, precision)
     cut = frontier.split(found.model, mode="inference_prefix")
-    return cut, mask, prefix.forward(prefix.need(found, cut, {}), IMAGES[: prefix.SAMPLE])
+    return cut, mask, prefix.forward(prefix.need(found, cut, {}), IMAGES, len(IMAGES))[1]
 
 
 def measure(benchmark, call, args, *, rounds, **told):
