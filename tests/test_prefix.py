@@ -311,7 +311,8 @@ def test_tensorflow_stays_where(why, tensorflow_is, monkeypatch):
     ],
 )
 def test_a_pass_in_mixed_precision_takes_float32_where_it_is_faster(seconds, program, bfloat16, monkeypatch):
-    monkeypatch.setattr(prefix, "TRY_TENSORFLOW_SECONDS", 0.0)
+    monkeypatch.setattr(prefix, "TRY_IM2COL_SECONDS", 0.0)
+    monkeypatch.setattr(prefix, "TRY_FLOAT32_SECONDS", 0.0)
     monkeypatch.setattr(im2col, "LARGEST", 1000 if len(seconds) > 2 else 0)
     timed = iter(seconds)
     monkeypatch.setattr(prefix, "_seconds", lambda call, images: next(timed))
@@ -327,7 +328,7 @@ def test_a_pass_in_mixed_precision_takes_float32_where_it_is_faster(seconds, pro
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_a_pass_takes_products_where_they_are_faster(faster, monkeypatch):
-    monkeypatch.setattr(prefix, "TRY_TENSORFLOW_SECONDS", 0.0)
+    monkeypatch.setattr(prefix, "TRY_IM2COL_SECONDS", 0.0)
     monkeypatch.setattr(im2col, "LARGEST", 1000)
     seconds = iter([1.0, 0.5 if faster else 2.0])
     monkeypatch.setattr(prefix, "_seconds", lambda call, images: next(seconds))
@@ -338,7 +339,7 @@ def test_a_pass_takes_products_where_they_are_faster(faster, monkeypatch):
 
 
 def test_products_that_answer_otherwise_are_not_taken(monkeypatch):
-    monkeypatch.setattr(prefix, "TRY_TENSORFLOW_SECONDS", 0.0)
+    monkeypatch.setattr(prefix, "TRY_IM2COL_SECONDS", 0.0)
     monkeypatch.setattr(im2col, "LARGEST", 1000)
     monkeypatch.setattr(im2col, "_padding", lambda *shapes: [[0, 0], [0, 2], [0, 2], [0, 0]])
     always_faster = itertools.count(10.0, -1.0)

@@ -24,7 +24,8 @@ from frostline.models import Network
 
 SAMPLE = 32
 TIMED_SECONDS = 0.25
-TRY_TENSORFLOW_SECONDS = 10.0  # of a pass by TensorFlow as it is; tracing another program takes a second or two
+TRY_IM2COL_SECONDS = 10.0  # of a pass by TensorFlow as it is; tracing another program takes a second or two
+TRY_FLOAT32_SECONDS = 60.0  # of the same in mixed precision; a second network is built and traced, and mostly slower
 TRY_ONNX_SECONDS = 120.0  # of the pass by then; the conversion takes a part of it: bench/NOTES.md
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-2}
 FLOAT32 = "TensorFlow float32"
@@ -398,8 +399,8 @@ def _fastest(sample: Sample, known: Program, images: Images, total: int) -> Prog
         exact = _exact(sample.highest, known.model)
         return Program("ONNX Runtime float32", exact, _onnx(exact, threads=1 if _calls_at_once() > 1 else 0))
 
-    tries = [(TRY_TENSORFLOW_SECONDS, float32)] if known.name != FLOAT32 else []
-    tries += [(TRY_TENSORFLOW_SECONDS, products)] if im2col.concerns(known.model) else []
+    tries = [(TRY_FLOAT32_SECONDS, float32)] if known.name != FLOAT32 else []
+    tries += [(TRY_IM2COL_SECONDS, products)] if im2col.concerns(known.model) else []
     for least, make in [*tries, (TRY_ONNX_SECONDS, onnx)]:
         if pass_seconds() < least:
             continue
