@@ -276,6 +276,8 @@ def test_that_no_rate_keeps_the_bound_is_shown_as_none():
     text = lines(records=[infer("toy.output", "tf_serving_grpc", **none)])
     row = "| output | tf_serving_grpc | server, p99 ≤ 25 ms | none | 500.00 |"
     assert any(line.startswith(row) for line in text)
+    slow = lines(records=[infer("toy.output", "tf_serving_rest", **none | {"latency_bound_seconds": 4.3678})])
+    assert any("server, p99 ≤ 4,368 ms" in line for line in slow)
 
 
 def test_rows_tell_variant_payload_server_and_whether_they_may_be_believed():

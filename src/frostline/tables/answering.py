@@ -109,7 +109,8 @@ def _scenario(row: Row) -> str:
     if row["idle"] or not row["scenario"]:
         return "-"
     if row["latency_bound_seconds"]:
-        return f"{row['scenario']}, p99 ≤ {row['latency_bound_seconds'] * 1e3:.3g} ms"
+        bound = row["latency_bound_seconds"] * 1e3
+        return f"{row['scenario']}, p99 ≤ {f'{bound:,.0f}' if bound >= 100 else f'{bound:.3g}'} ms"
     return f"{row['scenario']} @{row['batch_size']}" if row["scenario"] == "offline" else row["scenario"]
 
 
