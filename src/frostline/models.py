@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from frostline import backbones, freezing, heads, own
 from frostline.errors import UserError, lookup
 from frostline.studies import FILE, Backbone, Head
 
+LayerWeights = Mapping[str, list[Any]]  # by the names of layers, as Keras orders them
 # Pixel scaling as (factor, offset) of a Rescaling layer. "none" is a layer too: a convolution refuses uint8.
 SCALINGS: dict[str, tuple[Any, Any]] = {
     "none": (1.0, 0.0),
@@ -196,9 +197,19 @@ def load_own(network: Network, name: str, *, skip: set[str]) -> None:
 @contextlib.contextmanager
 def _keeping(network: Network, names: set[str]) -> Iterator[None]:
     """Some layers get the weights back that they had before."""
-    kept = {name: network.model.get_layer(name).get_weights() for name in names}
+    kept = layer_weights(network, names)
     yield
-    for name, values in kept.items():
+    set_layer_weights(network, kept)
+
+
+def layer_weights(network: Network, names: Iterable[str]) -> LayerWeights:
+    """The weights of some layers as they are now."""
+    return {name: network.model.get_layer(name).get_weights() for name in names}
+
+
+def set_layer_weights(network: Network, weights: LayerWeights) -> None:
+    """Give layers weights, by their names."""
+    for name, values in weights.items():
         network.model.get_layer(name).set_weights(values)
 
 

@@ -35,7 +35,6 @@ from typing import Any
 from frostline import records, tables, whole
 from frostline.errors import UserError
 from frostline.tables import text
-from frostline.tables.flat import INFER_KEY
 
 CONFIDENCE = 0.95
 REPLICATES = 2000
@@ -288,19 +287,10 @@ def advise(results: Path, limits: Limits, *, on_test: bool = False) -> list[Row]
     same: dict[str, list[tuple[Row, records.Configuration]]] = {}
     for row, configuration in chosen:
         same.setdefault(row["task"], []).append((row, configuration))
-    measured = _longest(infer)
-    advice = [_of_task(results, own, measured, limits) for own in same.values()]
+    advice = [_of_task(results, own, infer, limits) for own in same.values()]
     if left_out and not on_test:
         advice[-1]["notes"].append(f"{len(left_out)} validated on test (†) are left out; --validated-on-test has them.")
     return advice
-
-
-def _longest(infer: list[Row]) -> list[Row]:
-    """Measurements without those of seconds where the same was measured for ten minutes, which are not the faster."""
-    cells = [tuple(row.get(key) for key in INFER_KEY if key != "profile") for row in infer]
-    pairs = list(zip(infer, cells, strict=True))
-    long = {cell for row, cell in pairs if row["outcome"] == "ok" and row.get("profile") == "valid"}
-    return [row for row, cell in pairs if row.get("profile") == "valid" or cell not in long]
 
 
 def _of_task(results: Path, own: list[tuple[Row, records.Configuration]], infer: list[Row], limits: Limits) -> Row:

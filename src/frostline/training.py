@@ -12,7 +12,7 @@ from typing import Any
 from frostline import augment, cached, device, freezing, frontier, heads
 from frostline.datasets import Split
 from frostline.errors import UserError, nearest
-from frostline.models import Network
+from frostline.models import LayerWeights, Network, set_layer_weights
 from frostline.studies import Stage
 
 EVALUATION_BATCH = 256
@@ -57,7 +57,6 @@ class Engine:
     most_bytes: int | None = None
 
 
-Weights = Mapping[str, list[Any]]  # of some layers, by their names
 Arrays = Mapping[str, tuple[Any, ...]]  # the features of each split, by its name
 Source = Callable[[frontier.Cut], Arrays]  # gives the features of a cached stage
 ViewSource = Callable[[frontier.Cut, augment.Views], cached.OfViews]  # gives those of its augmented training images
@@ -166,7 +165,7 @@ def train(
     seed: int,
     split_seed: int = 0,
     xla: bool,
-    fresh: Sequence[Weights] = (),
+    fresh: Sequence[LayerWeights] = (),
     engines: Sequence[Engine] = (),
     source: Source | None = None,
     view_source: ViewSource | None = None,
@@ -185,8 +184,7 @@ def train(
     features: Arrays | None = None
     spared = 0.0
     for number, stage in enumerate(stages, 1):
-        for name, values in fresh[number - 1].items() if fresh else ():
-            network.model.get_layer(name).set_weights(values)
+        set_layer_weights(network, fresh[number - 1] if fresh else {})
         mask = freezing.apply(network.model, network.groups, stage)
         before = freezing.frozen_digests(network.model, mask)
         views = augment.build(stage, train.images, seed=seed, number=number, split_seed=split_seed)
@@ -199,12 +197,7 @@ def train(
         compile_model(model, stage, xla, network.head.label_smoothing)
         log = _Log(clock, history, number, stage, len(stages), len(train.labels), report)
         callbacks, stopper = _callbacks(stage, log)
-        if features:
-            spared += _fit_cached(model, features, of_views, lesson, shared, callbacks, clock)
-        else:
-            _fit_plain(model, lesson, callbacks)
-        if shared:
-            shared.finish(sum(entry["stage"] == number for entry in history))
+        spared += _fit(model, features, of_views, lesson, shared, callbacks, log)
         restored.append(_restored_epoch(stopper))
         proofs.append(freezing.prove(before, freezing.frozen_digests(network.model, mask)))
         masks.append(mask)
@@ -262,6 +255,25 @@ def _seconds(clock: Clock) -> dict[str, Any]:
         "step_seconds": statistics.median(clock.steps) if clock.steps else None,
         "epoch_seconds": statistics.median(whole) if whole else None,
     }
+
+
+def _fit(
+    model: Any,
+    features: Arrays | None,
+    of_views: cached.OfViews | None,
+    lesson: _Lesson,
+    shared: Shared | None,
+    callbacks: list[Any],
+    log: "_Log",
+) -> float:
+    """Train a stage by its engine; returns the seconds that an earlier run spared it before its first step."""
+    if not features:
+        _fit_plain(model, lesson, callbacks)
+        return 0.0
+    spared = _fit_cached(model, features, of_views, lesson, shared, callbacks, log.clock)
+    if shared:
+        shared.finish(sum(entry["stage"] == lesson.number for entry in log.history))
+    return spared
 
 
 def _fit_plain(model: Any, lesson: _Lesson, callbacks: list[Any]) -> None:

@@ -10,6 +10,8 @@ Row = dict[str, Any]
 # How much of the training images a row shows, and which, is part of its task; how they are scaled is not.
 NOT_OF_THE_TASK = ("scaling",)
 MEASURED_ON = ("images_per_second", "latency_p50_seconds", "latency_p99_seconds")
+# What tells measured cells of artifacts apart, besides `threads`.
+CELL = ("model", "runtime", "variant", "payload", "device", "host_copies", "scenario", "profile", "batch_size")
 MARGIN = 0.01  # of accuracy that an artifact may lose on validation and still stand for its row, in the mean
 
 
@@ -65,12 +67,18 @@ def lost(row: Row, artifact: Row) -> tuple[float, float] | None:
 
 
 def artifacts(row: Row, infer: Sequence[Row], measure: str) -> list[Row]:
-    """Measurements of a row's own artifacts that have a figure, the best first: of latency those of single images."""
+    """Measurements of a row's own artifacts that have a figure, the best first: of latency those of single images.
+
+    Where a cell was measured for ten minutes, what its seconds gave does not count, faster or not.
+    """
     trained = set(zip(row["runs"], row["run_times"], strict=True))  # a run that was trained again is another
     own = [r for r in infer if (r.get("run"), r.get("run_time")) in trained]
     own = [r for r in own if r["outcome"] == "ok" and r["runtime"] != "null"]
     if measure != "images_per_second":
         own = [r for r in own if r["batch_size"] == 1 and r.get("scenario") in (None, "single_stream")]
+    cells = [(threads(r), *(r.get(key) for key in CELL if key != "profile")) for r in own]
+    long = {cell for r, cell in zip(own, cells, strict=True) if r.get("profile") == "valid"}
+    own = [r for r, cell in zip(own, cells, strict=True) if r.get("profile") == "valid" or cell not in long]
     found = [r for r in own if r.get(measure)]  # 0 images/s: no rate kept the bound
     return sorted(found, key=lambda r: r[measure], reverse=measure == "images_per_second")
 

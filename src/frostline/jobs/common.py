@@ -40,11 +40,6 @@ def build(run: Run, dataset: datasets.Dataset) -> models.Network:
     return models.build(run.backbone, run.freeze.head, run.data.scaling, size, classes)
 
 
-def weights_of(network: models.Network, rules: tuple[str, ...]) -> dict[str, list[Any]]:
-    """The weights that the layers which rules name have now, by their names; raises UserError."""
-    return {name: network.model.get_layer(name).get_weights() for name in models.reset_names(network, rules)}
-
-
 def start_weights(network: models.Network, run: Run, results: Path) -> list[str]:
     """Give the network the weights its configuration starts from; returns the layers that keep their fresh ones."""
     fresh = models.reset_names(network, run.freeze.reset)

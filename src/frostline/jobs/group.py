@@ -112,7 +112,8 @@ def train(
 
     device.seed_everything(run.seed)
     network = common.build(run, dataset)
-    fresh = [common.weights_of(network, stage.reset) for stage in run.freeze.stages]
+    reset = (models.reset_names(network, stage.reset) for stage in run.freeze.stages)
+    fresh = [models.layer_weights(network, names) for names in reset]
     kept_fresh = common.start_weights(network, run, results)
     used = store.Used()
     trained = training.train(

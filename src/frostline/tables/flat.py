@@ -61,24 +61,11 @@ ASKED = (
 )
 
 
-INFER_KEY = (
-    "model",
-    "runtime",
-    "variant",
-    "payload",
-    "device",
-    "host_copies",
-    "scenario",
-    "profile",
-    "batch_size",
-)
-
-
 INFER = (
     "version",
     "run",
     "run_time",
-    *INFER_KEY,
+    *whole.CELL,
     "threads",
     "server",
     *FIGURES,
@@ -208,7 +195,7 @@ def infer_rows(records: list[Row]) -> list[Row]:
     found = [r for r in records if r["kind"] == "infer"]
     last = {r["model"]: (r["run"], r["run_time"]) for r in found}
     trained = {(r["run"], r["time"]): r for r in records if r["kind"] == "train"}
-    newest = {(whole.threads(r), *(r.get(key) for key in INFER_KEY)): r for r in found}
+    newest = {(whole.threads(r), *(r.get(key) for key in whole.CELL)): r for r in found}
     shown = ("kind", "study", "freeze", "outcome", "reason", *INFER)
     measured = []
     for r in newest.values():
