@@ -395,14 +395,17 @@ def test_what_ends_the_prefix(layer, modes):
         assert "conv_1" in names and ("conv_2" in names) == (mode in modes)
 
 
-@pytest.mark.parametrize("name", ["a grouped convolution", "dense", "layer normalization", "batch norm, frozen"])
+SHORT = ("a grouped convolution", "dense", "layer normalization", "batch norm, frozen")
+
+
+@pytest.mark.parametrize("name", [*SHORT, *(name for name in TREATMENT if name.startswith("dropout"))])
 def test_a_trace_finds_what_the_shortcut_knows(name, monkeypatch):
-    monkeypatch.setattr(frontier, "_ignores_training", lambda layer: False)
+    monkeypatch.setattr(frontier, "_known", lambda operation, mode: None)
     test_what_ends_the_prefix(*TREATMENT[name])
 
 
 def test_a_trace_draws_no_seed_and_counts_no_step():
-    for layer in (layers.Dropout(0.5), Counter()):
+    for layer in (layers.SpatialDropout2D(0.5), Counter()):
         model = between(layer)
         before = [v.numpy() for v in layer.variables]
         frontier.find(model)

@@ -258,22 +258,31 @@ class _Trace:
 
 def _left_alone(call: _Call, mode: str) -> bool:
     """Whether a frozen call answers as in inference while the rest of the network trains, as the mode wants it."""
-    import keras
-
-    from frostline.layers import Dropout
-
-    if isinstance(call.operation, keras.Layer) and _ignores_training(call.operation):
-        return True
-    if mode == TRUNK and isinstance(call.operation, Dropout) and call.operation.activity_regularizer is None:
-        return True
+    known = _known(call.operation, mode)
+    if known is not None:
+        return known
     on, off = _trace(call, True), _trace(call, False)
     if on.moves or on.adds_loss or off.draws or off.adds_loss:
         return False
     return mode == "inference_prefix" or on == off
 
 
+def _known(operation: Any, mode: str) -> bool | None:
+    """What is known of a layer without two traces, which take milliseconds; None where they are needed."""
+    import keras
+
+    from frostline.layers import Dropout
+
+    if not isinstance(operation, keras.Layer):
+        return None
+    if type(operation) in (keras.layers.Dropout, Dropout) and operation.activity_regularizer is None:
+        drops = mode == "exact" or (mode == TRUNK and type(operation) is keras.layers.Dropout)
+        return not drops or operation.rate == 0
+    return True if _ignores_training(operation) else None
+
+
 def _ignores_training(layer: Any) -> bool:
-    """Whether a layer is known to do the same with training on and off, which spares it two traces of milliseconds."""
+    """Whether a layer is known to do the same with training on and off."""
     import keras
 
     from frostline.layers import BatchNormalization

@@ -51,22 +51,39 @@ def _convolve(layer: Any, otherwise: Convolve, maps: Any, kernel: Any) -> Any:
 
 
 def _product(layer: Any, maps: Any, kernel: Any, shape: tuple[Any, ...]) -> Any:
-    """[N, H, W, C] maps and a [h, w, C, F] kernel -> [N, *shape[1:]]."""
+    """[N, H, W, C] maps and a [h, w, C, F] kernel -> [N, *shape[1:]].
+
+    Kernel rows that lie above or below the map meet zeros alone, so rows of an answer that see the same ones are a
+    product of their own.
+    """
     import tensorflow as tf
 
-    patches = []
-    for (side, stride), taps in zip(zip(shape[1:3], layer.strides, strict=True), kernel.shape[:2], strict=True):
-        patches.append([slice(tap, tap + (side - 1) * stride + 1, stride) for tap in range(taps)])
-    padded = tf.pad(maps, _padding(layer, maps.shape, shape)) if layer.padding == "same" else maps
-    columns = tf.concat([padded[:, rows, cols] for rows, cols in itertools.product(*patches)], -1)
-    matrix = tf.reshape(kernel, [-1, kernel.shape[-1]])
-    return tf.reshape(tf.reshape(columns, [-1, matrix.shape[0]]) @ matrix, [-1, *shape[1:]])
+    (above, _), beside = _padding(layer, maps.shape, shape)
+    padded = tf.pad(maps, [[0, 0], [0, 0], beside, [0, 0]])
+    down, along = layer.strides
+    across = [slice(tap, tap + (shape[2] - 1) * along + 1, along) for tap in range(kernel.shape[1])]
+    answers = []
+    for taps, found in itertools.groupby(
+        range(shape[1]), lambda row: _inside(row * down - above, kernel.shape[0], maps.shape[1])
+    ):
+        first, *others = (row * down - above for row in found)
+        starts = [first + tap for tap in taps]
+        patches = [padded[:, a : a + len(others) * down + 1 : down, cols] for a in starts for cols in across]
+        matrix = tf.reshape(kernel[taps.start : taps.stop], [-1, kernel.shape[-1]])
+        answer = tf.reshape(tf.concat(patches, -1), [-1, matrix.shape[0]]) @ matrix
+        answers.append(tf.reshape(answer, [-1, 1 + len(others), *shape[2:]]))
+    return tf.concat(answers, 1)
 
 
-def _padding(layer: Any, maps: tuple[Any, ...], shape: tuple[Any, ...]) -> list[list[int]]:
-    """Zeros around the maps, the odd one behind, as TensorFlow's `SAME` has it."""
-    found = [[0, 0]]
+def _inside(first: int, taps: int, side: int) -> range:
+    """The taps of a kernel that lie on a map of `side` where its first tap lies at `first`."""
+    return range(max(0, -first), min(taps, side - first))
+
+
+def _padding(layer: Any, maps: tuple[Any, ...], shape: tuple[Any, ...]) -> list[tuple[int, int]]:
+    """Zeros above and below the maps and on both sides, the odd one behind, as TensorFlow's `SAME` has it."""
+    found = []
     for side, given, stride, taps in zip(shape[1:3], maps[1:3], layer.strides, layer.kernel_size, strict=True):
-        missing = max((side - 1) * stride + taps - given, 0)
-        found.append([missing // 2, missing - missing // 2])
-    return [*found, [0, 0]]
+        missing = max((side - 1) * stride + taps - given, 0) if layer.padding == "same" else 0
+        found.append((missing // 2, missing - missing // 2))
+    return found
