@@ -17,7 +17,7 @@ from frostline.jobs import store
 from frostline.studies import Augment, Head, Stage
 
 DATA = {"data": {"dataset": "pixels"}, "fingerprint": "f", "limit": None}
-SPLITS = {"train": pixels(70), "validation": pixels(5)[::-1]}  # a call of the program takes 64 images
+SPLITS = {"train": pixels(70), "validation": pixels(5)[::-1]}
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,8 @@ def test_nothing_above_the_frontier_and_no_mask_changes_the_features():
 # -- the pass --------------------------------------------------------------------------------------
 
 
-def test_features_are_what_the_network_says_and_are_computed_once():
+def test_features_are_what_the_network_says_and_are_computed_once(monkeypatch):
+    monkeypatch.setattr(prefix, "images_per_call", lambda size: 64)
     need = needed(network(residual, "conv_3", "output"))
     told = []
     assert compute(need, report=lambda done, total: told.append((done, total))) == {need.key}
@@ -139,7 +140,8 @@ def three():
     return [needed(network(residual, *trained)) for trained in masks]
 
 
-def test_nested_frontiers_share_a_pass(three):
+def test_nested_frontiers_share_a_pass(three, monkeypatch):
+    monkeypatch.setattr(prefix, "images_per_call", lambda size: 64)
     told = []
     assert compute(*three, report=lambda done, total: told.append(done)) == {need.key for need in three}
     assert told == [64, 70, 75]
@@ -211,7 +213,7 @@ def test_seconds_of_a_prefix():
     assert 0 < prefix.seconds_per_image(needed(network(residual, "conv_3", "output")).cut, size=8) < 1
 
 
-@pytest.mark.parametrize(("size", "count"), [(8, 64), (64, 64), (96, 28), (224, 16)])
+@pytest.mark.parametrize(("size", "count"), [(8, 128), (64, 64), (96, 28), (224, 16)])
 def test_images_per_call(size, count):
     assert prefix.images_per_call(size) == count
 

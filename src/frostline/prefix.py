@@ -181,7 +181,7 @@ def _seconds(program: Call, images: np.ndarray) -> float:
 
 def images_per_call(size: int) -> int:
     """How many images of `size` pixels the pass gives to the program at once: bench/NOTES.md."""
-    return min(64, max(16, 2**18 // size**2))
+    return min(128, max(16, 2**18 // size**2))
 
 
 # -- identity ------------------------------------------------------------------------------------------
