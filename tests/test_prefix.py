@@ -218,6 +218,15 @@ def test_images_per_call(size, count):
     assert prefix.images_per_call(size) == count
 
 
+@pytest.mark.parametrize(("off", "agrees"), [(0.6, True), (0.7, False)])
+def test_a_program_agrees_within_two_thirds_of_the_tolerance(off, agrees):
+    need = needed(network(residual, "conv_2", "conv_3", "output"))
+    sample = prefix.Sample(need, SPLITS["train"][:4])
+    right = sample.right
+    shifted = [a + off * prefix.TOLERANCE["float32"] * np.abs(a).max() for a in right]
+    assert sample.agrees(prefix.Program("shifted", None, lambda images: shifted)) == agrees
+
+
 # -- precision -------------------------------------------------------------------------------------
 
 
